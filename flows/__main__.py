@@ -1,0 +1,5 @@
+"""`python -m flows` is `gguf-flow`."""
+
+from flows.cli import main
+
+main()

@@ -1,0 +1,160 @@
+"""A PipelineSpec becomes a Prefect flow: stages are tasks, futures are edges."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, runtime
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.flows import Flow
+from prefect.futures import PrefectFuture, wait
+from prefect.states import Failed
+
+from flows.result import PipelineFailed, PipelineResult
+from flows.snapshot import config_snapshot
+from llm_core.errors import InputError
+from llm_core.machine import physical_cores
+from llm_core.pipeline import PipelineSpec
+from llm_core.plan import Plan, StagePlan, make_plan
+from llm_core.pool import ModelPool
+from llm_core.registry import load_registry
+from llm_core.session import Session, StepRecord
+from llm_core.settings import Settings
+from tasks.aggregate import aggregate
+from tasks.generate import generate
+from tasks.record import artifact_key
+from tasks.run import Run
+
+StepFuture = PrefectFuture[StepRecord]
+
+
+def compile_flow(spec: PipelineSpec, settings: Settings | None = None) -> Flow[[str], Any]:
+    """The flow of a pipeline, named after it: `await compile_flow(spec)(question="…")` returns a `PipelineResult`.
+
+    Models and plan are looked up when a run starts, so that a flow can be compiled, served and scheduled without them.
+    """
+
+    @flow(name=spec.name, description=spec.description or f"The '{spec.name}' pipeline of pipeline.yaml.")
+    async def pipeline(question: str) -> Any:
+        return await execute(spec, question, settings or Settings())
+
+    return pipeline
+
+
+async def execute(spec: PipelineSpec, question: str, settings: Settings) -> PipelineResult | State[Any]:
+    """Run `spec` inside a flow: every finished step is saved, whatever becomes of the run.
+
+    Raises:
+        GgufFlowError: nothing was started; the message says why.
+    """
+    check_question(question)
+    registry = load_registry(settings)
+    plan = make_plan(spec, registry, cores=physical_cores(), source=settings.pipeline_file)
+    snapshot = await asyncio.to_thread(config_snapshot, spec, plan, registry, settings)
+    session = Session.create(
+        settings.sessions_folder,
+        pipeline=plan.pipeline,
+        question=question,
+        execution_mode=plan.execution_mode,
+        snapshot=snapshot,
+        flow_run_id=runtime.flow_run.id,
+    )
+    pool = ModelPool()
+    try:
+        await _name_run(f"{plan.pipeline} {session.record.id}")
+        steps = _submit(Run(plan, question, pool, session))
+        await asyncio.to_thread(wait, list(steps.values()))
+        return await _conclude(plan, session, steps)
+    except BaseException as error:
+        session.fail(f"{type(error).__name__}: {error}", "cancelled" if _is_cancellation(error) else "failed")
+        raise
+    finally:
+        await asyncio.to_thread(pool.close)
+
+
+def check_question(question: str) -> None:
+    """Raises `InputError` for a question of nothing but space."""
+    if not question.strip():
+        raise InputError("the question is empty; give some text to answer")
+
+
+def _submit(run: Run) -> dict[str, StepFuture]:
+    """Every step of the plan as a future, by step name; futures passed on draw the graph."""
+    steps: dict[str, StepFuture] = {}
+    outputs: dict[str, StepFuture] = {}
+    for stage in run.plan.stages:
+        inputs = {source: outputs[source] for source in stage.inputs}
+        members = [_submit_call(run, stage, index, inputs) for index in range(len(stage.calls))]
+        steps |= {f"{stage.id}: {call.member}": future for call, future in zip(stage.calls, members, strict=True)}
+        outputs[stage.id] = members[0]
+        if stage.aggregation:
+            name = f"{stage.id}: {stage.aggregation.kind}"
+            merge = aggregate.with_options(name=name, task_run_name=name, retries=stage.retries)
+            outputs[stage.id] = steps[name] = merge.submit(run, stage, members, inputs)  # type: ignore[arg-type]
+    return steps
+
+
+def _submit_call(run: Run, stage: StagePlan, index: int, inputs: dict[str, StepFuture]) -> StepFuture:
+    call = stage.calls[index]
+    name = f"{stage.id}: {call.member}"
+    named = generate.with_options(name=name, task_run_name=name, retries=stage.retries)
+    return named.submit(run, stage, call, inputs)  # type: ignore[arg-type]
+
+
+async def _conclude(plan: Plan, session: Session, steps: dict[str, StepFuture]) -> PipelineResult | State[Any]:
+    records: list[StepRecord] = []
+    failure: PipelineFailed | None = None
+    for name, future in steps.items():
+        if future.state.is_completed():
+            records.append(future.result())
+        elif future.state.is_failed() and failure is None:
+            failure = _failure(name, future, session.path)
+    await _timing_artifact(plan, records)
+    if failure or len(records) < len(steps):
+        failure = failure or PipelineFailed("a step did not finish", session.path, None)
+        session.fail(str(failure))
+        return Failed(message=str(failure), data=failure)
+    answer = [step for step in records if step.stage == plan.final][-1].text
+    session.complete(answer)
+    await acreate_markdown_artifact(
+        key=artifact_key(plan.pipeline, "final-answer"), markdown=answer, description=session.record.question
+    )
+    return PipelineResult(
+        session_id=session.record.id,
+        session_path=session.path,
+        pipeline=plan.pipeline,
+        status=session.record.status,
+        answer=answer,
+        steps=records,
+    )
+
+
+def _failure(name: str, future: StepFuture, session_path: Path) -> PipelineFailed:
+    try:
+        future.result()
+    except Exception as error:
+        return PipelineFailed(f"step '{name}' failed: {error}", session_path, error)
+    raise AssertionError(f"step '{name}' is failed and has a result")
+
+
+async def _timing_artifact(plan: Plan, records: list[StepRecord]) -> None:
+    columns = ("load_s", "ttft_s", "tpot_s", "tokens_per_s", "prompt_tokens", "completion_tokens")
+    table = [{"step": step.id, **{name: _rounded(getattr(step, name)) for name in columns}} for step in records]
+    await acreate_table_artifact(
+        key=artifact_key(plan.pipeline, "timings"), table=table, description="Timings per step"
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+async def _name_run(name: str) -> None:
+    async with get_client() as client:
+        await client.update_flow_run(runtime.flow_run.id, name=name)
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    return not isinstance(error, Exception)

@@ -1,0 +1,63 @@
+"""Models and sessions as tables for the terminal."""
+
+from rich.markup import escape
+from rich.table import Table
+
+from llm_core.errors import SessionError
+from llm_core.registry import ModelRegistry
+from llm_core.session import SessionRecord, StepRecord
+
+
+def human_bytes(n: int) -> str:
+    """`98362432` → `93.8 MiB`."""
+    size, units = float(n), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def models_table(registry: ModelRegistry) -> Table:
+    table = Table(
+        "name", "file", "state", "size", "quantization", "context", box=None, pad_edge=False, header_style="bold"
+    )
+    for name, model in registry.available.items():
+        gguf = model.gguf
+        context = str(gguf.context_length or "?")
+        file = escape(model.entry.file or "")
+        table.add_row(escape(name), file, "ready", human_bytes(gguf.size_bytes), gguf.quantization or "?", context)
+    for name, missing in registry.missing.items():
+        table.add_row(escape(name), escape(missing.entry.file or ""), escape(missing.reason), "", "", "", style="red")
+    for name in registry.remote:
+        table.add_row(escape(name), "", "remote", "", "", "")
+    return table
+
+
+def sessions_table(sessions: list[SessionRecord | SessionError]) -> Table:
+    table = Table("session", "pipeline", "status", "when", "question", box=None, pad_edge=False, header_style="bold")
+    for session in sessions:
+        if isinstance(session, SessionError):
+            table.add_row("", "", "damaged", "", escape(str(session)), style="red")
+            continue
+        when = session.created.astimezone().strftime("%Y-%m-%d %H:%M")
+        question = " ".join(session.question.split())
+        table.add_row(
+            session.id,
+            escape(session.pipeline),
+            session.status,
+            when,
+            escape(question[:60] + "…" * (len(question) > 60)),
+        )
+    return table
+
+
+def session_text(session: SessionRecord, steps: list[StepRecord], answer: str | None) -> str:
+    """A session to read: question, each step's answer, the final one."""
+    parts = [f"{session.id} · {session.pipeline} · {session.status}", f"Question: {session.question}"]
+    for step in steps:
+        model = f" ({step.model})" if step.model else ""
+        parts.append(f"── {step.id}{model}\n{step.text}")
+    if session.error:
+        parts.append(f"── error\n{session.error}")
+    if answer is not None:
+        parts.append(f"── answer\n{answer}")
+    return "\n\n".join(parts)

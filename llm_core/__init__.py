@@ -1,0 +1,1 @@
+"""The library under the flows: models, plans, memory, generation, sessions. Imports no Prefect."""

@@ -1,0 +1,49 @@
+"""What can go wrong, one small class per phase. Every message is one line: what, where, and the remedy."""
+
+
+class GgufFlowError(Exception):
+    """Base of everything a user can act on."""
+
+
+class ConfigError(GgufFlowError):
+    """A YAML file or a setting says something that cannot be; the message names file and key path."""
+
+
+class PlanError(GgufFlowError):
+    """A pipeline cannot be planned with the models that are here."""
+
+
+class InputError(GgufFlowError):
+    """The question, or an option given with it, cannot be used."""
+
+
+class ModelFileError(GgufFlowError):
+    """A model's file is missing, empty, truncated or not GGUF."""
+
+
+class ModelLoadError(GgufFlowError):
+    """llama.cpp refused to load a model or to make a context for it."""
+
+
+class ModelCrashed(GgufFlowError):
+    """The process that held a model ended by itself or was killed; a retry may succeed."""
+
+
+class ContextOverflow(GgufFlowError):
+    """A prompt does not fit into the model's context length; nothing is ever cut silently."""
+
+
+class GenerationTimeout(GgufFlowError):
+    """A generation ran past its `timeout_s` and was ended."""
+
+
+class AggregationError(GgufFlowError):
+    """The answers of a stage could not be merged."""
+
+
+class SessionError(GgufFlowError):
+    """A session cannot be written or read."""
+
+
+class PullError(GgufFlowError):
+    """A model could not be fetched; no file was left under its final name."""

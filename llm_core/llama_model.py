@@ -1,0 +1,107 @@
+"""A GGUF loaded into this process: llama.cpp's model and context, tokens in and out."""
+
+import ctypes
+from collections import deque
+from functools import lru_cache
+
+import llama_cpp
+
+from llm_core.chat_template import ChatTemplate
+from llm_core.errors import ModelLoadError
+from llm_core.parameters import LoadParams
+
+BATCH_TOKENS = 512
+"""Most tokens in one decode call; llama.cpp's own default for a micro-batch."""
+
+_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR of ggml.h
+_errors: deque[str] = deque(maxlen=20)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_errors(level: int, text: bytes, _: object) -> None:
+    if level == _ERROR_LEVEL:
+        _errors.append(text.decode("utf-8", "replace").strip())
+
+
+class LlamaModel:
+    """Model and context for `load.sequences` answers of up to `load.n_ctx` tokens each.
+
+    Raises:
+        ModelLoadError: with what llama.cpp said.
+    """
+
+    def __init__(self, load: LoadParams) -> None:
+        llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = load.n_gpu_layers
+        model = llama_cpp.llama_model_load_from_file(load.path.encode(), params)
+        if not model:
+            raise ModelLoadError(f"llama.cpp cannot load {load.path}: {_last_error()}")
+        self.model = model
+        self.vocab = llama_cpp.llama_model_get_vocab(model)
+        self.context = self._make_context(load)
+        self.n_vocab = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        template = llama_cpp.llama_model_chat_template(model, None)
+        self.template = ChatTemplate(
+            template.decode("utf-8", "replace") if template else None,
+            bos=self._special(llama_cpp.llama_vocab_bos(self.vocab)),
+            eos=self._special(llama_cpp.llama_vocab_eos(self.vocab)),
+        )
+
+    def _make_context(self, load: LoadParams) -> object:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = load.n_ctx * load.sequences
+        params.n_seq_max = load.sequences
+        params.n_batch = params.n_ubatch = min(BATCH_TOKENS, params.n_ctx)
+        params.n_outputs_max = load.sequences  # one per sequence is read; the default reserves logits for a whole batch
+        params.n_threads = params.n_threads_batch = load.threads
+        context = llama_cpp.llama_init_from_model(self.model, params)
+        if not context:
+            raise ModelLoadError(
+                f"llama.cpp cannot make a context of {load.sequences} × {load.n_ctx} tokens for {load.path}: "
+                f"{_last_error()}; lower n_ctx"
+            )
+        return context
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """Tokens of a rendered prompt; special tokens in it are recognised, none are added."""
+        text = prompt.encode()
+        room = len(text) + 2
+        tokens = (llama_cpp.llama_token * room)()
+        # A rendered chat template holds its own BOS; add_special would double it.
+        n = llama_cpp.llama_tokenize(self.vocab, text, len(text), tokens, room, False, True)
+        if n < 0:
+            raise ValueError(f"the prompt of {len(text)} bytes cannot be tokenized")
+        return list(tokens[:n])
+
+    @lru_cache(maxsize=65536)  # noqa: B019  one model lives as long as its process
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token; control tokens are empty."""
+        return self._piece(token, special=False)
+
+    def is_end(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        room = 128
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            n = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, room, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            room = -n
+
+    def _special(self, token: int) -> str:
+        return "" if token < 0 else self._piece(token, special=True).decode("utf-8", "replace")
+
+
+def _last_error() -> str:
+    """llama.cpp's last words that say something: the most specific error comes first in its log."""
+    return _errors[0] if _errors else "no reason given"
+
+
+def llama_cpp_build() -> str:
+    """The versions that decide what tokens come: llama-cpp-python's, and llama.cpp's system line."""
+    system = " ".join(llama_cpp.llama_print_system_info().decode().split())
+    return f"llama-cpp-python {llama_cpp.__version__}; {system}"

@@ -1,0 +1,53 @@
+"""`stage.param=value`: one parameter of a pipeline changed for one run."""
+
+from typing import Any
+
+import yaml
+
+from llm_core.documents import near_name, validate
+from llm_core.errors import InputError
+from llm_core.parameters import GenerationParams
+from llm_core.pipeline import PipelineSpec
+
+_TEXTS = ("system_prompt", "instructions")
+
+
+def override(spec: PipelineSpec, assignments: list[str]) -> PipelineSpec:
+    """`spec` with every assignment made; what is set here goes before what a member of the stage sets.
+
+    Raises:
+        InputError: not of the form `stage.param=value`, or no such stage or parameter.
+        ConfigError: a value that the parameter does not take.
+    """
+    for assignment in assignments:
+        data = spec.model_dump()
+        _assign(data, assignment)
+        spec = validate(data, PipelineSpec, f"--set {assignment}")
+    return spec
+
+
+def _assign(pipeline: dict[str, Any], assignment: str) -> None:
+    target, equals, value = assignment.partition("=")
+    stage_id, dot, param = target.rpartition(".")
+    if not (equals and dot):
+        raise InputError(f"--set {assignment}: expected stage.param=value, such as draft.temperature=0.2")
+    stages = {stage["id"]: stage for stage in pipeline["stages"]}
+    if stage_id not in stages:
+        raise InputError(f"--set {assignment}: no stage '{stage_id}'{near_name(stage_id, stages)}")
+    known = (*GenerationParams.model_fields, *_TEXTS)
+    if param not in known:
+        raise InputError(f"--set {assignment}: no parameter '{param}'{near_name(param, known)}")
+    stage = stages[stage_id]
+    for member in stage["members"]:  # what it does not set itself, it takes from its stage
+        (member if param in _TEXTS else member["generation"])[param] = None
+    if param in _TEXTS:
+        stage[param] = value
+    else:
+        stage["generation"][param] = _parsed(assignment, value)
+
+
+def _parsed(assignment: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--set {assignment}: the value cannot be read; quote it") from None

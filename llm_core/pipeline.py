@@ -1,0 +1,237 @@
+"""pipeline.yaml → PipelineSpec: what was written, validated, before any model is looked at."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from llm_core.aggregation import KINDS, check_template
+from llm_core.documents import Document, describe, load_document, near_name
+from llm_core.errors import AggregationError, ConfigError
+from llm_core.parameters import GenerationParams
+
+BASE = "base"
+"""The name under which `base_pipeline` runs."""
+QUESTION = "question"
+"""Always there; as `input_from: question` it says that a stage reads nothing else."""
+
+ExecutionMode = Literal["auto", "parallel", "sequential", "persistent"]
+OutputMode = Literal["answer_only", "input_plus_answer", "question_and_answer"]
+
+
+class MemberSpec(Document):
+    """One model of a stage. What it sets goes before what its stage sets."""
+
+    model: str
+    system_prompt: str | None = None
+    instructions: str | None = None
+    generation: GenerationParams = GenerationParams()
+
+
+class AggregationSpec(Document):
+    """How the answers of a stage become one."""
+
+    type: str = "concat"
+    synthesis_model: str | None = Field(None, description="writes the one answer from all candidates")
+    template: str | None = Field(None, description="jinja2, for custom_template")
+    system_prompt: str | None = None
+    instructions: str | None = None
+    generation: GenerationParams = GenerationParams()
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _known_type(cls, value: Any) -> str:
+        kind = str(value).strip().lower().replace("-", "_")
+        if kind not in KINDS:
+            raise ValueError(f"unknown aggregation '{value}'{near_name(kind, KINDS)}")
+        return kind
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if self.type == "synthesis" and not self.synthesis_model:
+            raise ValueError("aggregation 'synthesis' needs 'synthesis_model'")
+        if self.type == "custom_template" and not self.template:
+            raise ValueError("aggregation 'custom_template' needs 'template'")
+        if self.template:
+            try:
+                check_template(self.template)
+            except AggregationError as error:
+                raise ValueError(f"template: {error}") from None
+        return self
+
+
+class StageSpec(Document):
+    """One stage as written. `model` is kept as a single member of `members`."""
+
+    id: str = Field(min_length=1, max_length=100)
+    type: Literal["single", "multi"]
+    members: tuple[MemberSpec, ...] = Field(min_length=1)
+    system_prompt: str | None = None
+    instructions: str | None = None
+    generation: GenerationParams = GenerationParams()
+    input_from: tuple[str, ...] | None = None
+    output_mode: OutputMode = "answer_only"
+    aggregation: AggregationSpec | None = None
+    retries: int | None = Field(None, ge=0, le=100, description="of a step whose model process crashed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_shape(cls, data: Any) -> Any:
+        """Fold the spellings (`model`/`models`, aggregation by name or mapping) into one."""
+        if not isinstance(data, Mapping) or "members" in data:
+            return data
+        stage = {key: value for key, value in data.items() if value is not None}
+        _refuse_unknown_keys(stage, cls)
+        stage["type"] = _stage_type(stage)
+        models = stage.pop("models", None)
+        if models is None:
+            models = [stage.pop("model")]
+        elif isinstance(models, str | Mapping):
+            models = [models]
+        stage["members"] = [_member(position, written) for position, written in enumerate(models)]
+        if isinstance(stage.get("input_from"), str):
+            stage["input_from"] = [stage["input_from"]]
+        aggregation = stage.pop("aggregation", None)
+        beside = {key: stage.pop(key) for key in ("synthesis_model", "template") if key in stage}
+        if aggregation is not None or beside or stage["type"] == "multi":
+            stage["aggregation"] = beside | _aggregation_mapping(aggregation)
+        return stage
+
+
+def _member(position: int, written: Any) -> MemberSpec:
+    try:
+        return MemberSpec.model_validate({"model": written} if isinstance(written, str) else written)
+    except ValidationError as error:
+        raise ValueError(f"models[{position}]: {describe(error)}") from None
+
+
+def _aggregation_mapping(aggregation: Any) -> dict[Any, Any]:
+    if aggregation is None:
+        return {}
+    if isinstance(aggregation, str):
+        return {"type": aggregation}
+    if isinstance(aggregation, Mapping):
+        return dict(aggregation)
+    raise ValueError("aggregation: expected a name or a mapping")
+
+
+def _refuse_unknown_keys(stage: Mapping[str, Any], spec: type[StageSpec]) -> None:
+    known = [
+        *(name for name in spec.model_fields if name != "members"),
+        "model",
+        "models",
+        "synthesis_model",
+        "template",
+    ]
+    for key in stage:
+        if key in GenerationParams.model_fields:
+            raise ValueError(f"'{key}' belongs under 'generation:' of the stage")
+        if key not in known:
+            raise ValueError(f"unknown key '{key}'{near_name(key, known)}")
+
+
+def _stage_type(stage: Mapping[str, Any]) -> str:
+    has_one, has_many = "model" in stage, "models" in stage
+    if has_one == has_many:
+        raise ValueError("needs either 'model' or 'models'" + (", not both" if has_one else ""))
+    if has_many and not (stage["models"] and isinstance(stage["models"], str | Mapping | list | tuple)):
+        raise ValueError("models: expected a list of model names")
+    if not has_many and not isinstance(stage["model"], str):
+        raise ValueError("model: expected a model's name")
+    kind = stage.get("type") or ("multi" if has_many else "single")
+    if kind == "single" and has_many:
+        raise ValueError("type 'single' takes 'model'; for 'models' the type is 'multi'")
+    if kind == "multi" and has_one:
+        raise ValueError("type 'multi' takes 'models', a list; for one 'model' the type is 'single'")
+    return kind
+
+
+class PipelineSpec(Document):
+    """A pipeline as written, under its name."""
+
+    name: str = BASE
+    description: str | None = None
+    execution_mode: ExecutionMode = "auto"
+    retries: int = Field(2, ge=0, le=100, description="of a step whose model process crashed")
+    stages: tuple[StageSpec, ...] = Field(min_length=1)
+
+    @field_validator("execution_mode", mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value is None or value == []:
+            raise ValueError("the pipeline is empty; give it at least one stage")
+        return value
+
+    @model_validator(mode="after")
+    def _stages_fit_together(self) -> Self:
+        ids = [stage.id for stage in self.stages]
+        for number, stage in enumerate(self.stages):
+            if stage.id == QUESTION:
+                raise ValueError(f"stages[{number}].id: '{QUESTION}' is taken by the question itself")
+            if stage.id in ids[:number]:
+                raise ValueError(f"stages[{number}].id: two stages have the id '{stage.id}'")
+            for source in stage.input_from or ():
+                if source not in ids and source != QUESTION:
+                    where = f"stages[{number}].input_from"
+                    raise ValueError(f"{where}: no stage '{source}' in this pipeline{near_name(source, ids)}")
+        return self
+
+    def inputs_of(self, stage: StageSpec) -> tuple[str, ...]:
+        """The stages that `stage` reads: as written, or the stage before."""
+        if stage.input_from is not None:
+            return tuple(dict.fromkeys(source for source in stage.input_from if source != QUESTION))
+        position = self.stages.index(stage)
+        return (self.stages[position - 1].id,) if position else ()
+
+
+class PipelinesDocument(Document):
+    """The whole of pipeline.yaml."""
+
+    version: Any = None
+    base_pipeline: PipelineSpec | None = None
+    pipelines: dict[str, PipelineSpec] = Field(default_factory=dict)
+
+    @field_validator("pipelines", mode="before")
+    @classmethod
+    def _no_pipelines(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def _one_base(self) -> Self:
+        if self.base_pipeline is None and not self.pipelines:
+            raise ValueError("no pipeline: give 'base_pipeline' or 'pipelines'")
+        if self.base_pipeline is not None and BASE in self.pipelines:
+            raise ValueError(f"pipelines.{BASE}: this name is taken by 'base_pipeline'")
+        return self
+
+    def by_name(self) -> dict[str, PipelineSpec]:
+        base = {BASE: self.base_pipeline} if self.base_pipeline else {}
+        return {name: spec.model_copy(update={"name": name}) for name, spec in (base | self.pipelines).items()}
+
+
+def load_pipelines(path: Path) -> dict[str, PipelineSpec]:
+    """Every pipeline of pipeline.yaml by name; `base_pipeline` is `base`.
+
+    Raises:
+        ConfigError: one line with file, key path and near name.
+    """
+    return load_document(path, PipelinesDocument).by_name()
+
+
+def load_pipeline(path: Path, name: str = BASE) -> PipelineSpec:
+    """The pipeline `name` of pipeline.yaml; a dash in a name may be written as an underscore.
+
+    Raises:
+        ConfigError: no pipeline has that name, or the file is wrong.
+    """
+    pipelines = load_pipelines(path)
+    for candidate in (name, name.replace("_", "-")):
+        if candidate in pipelines:
+            return pipelines[candidate]
+    raise ConfigError(f"{path}: no pipeline '{name}'{near_name(name, pipelines)}")

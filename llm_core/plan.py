@@ -1,0 +1,237 @@
+"""PipelineSpec × ModelRegistry → Plan: what will run, frozen, and printable as the dry run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from llm_core.aggregation import template_references
+from llm_core.documents import near_name
+from llm_core.errors import PlanError
+from llm_core.parameters import GenerationParams, LoadParams, SamplingParams
+from llm_core.pipeline import BASE, AggregationSpec, MemberSpec, PipelineSpec, StageSpec
+from llm_core.registry import LocalModel, ModelRegistry
+
+DEFAULT_N_CTX = 4096
+"""Context length where no file says one, or the trained one if that is less."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One model answering in one stage, every parameter resolved."""
+
+    member: str
+    """Unique in its stage: the model's name, `name_2` for its second appearance."""
+    model: str
+    load: LoadParams
+    sampling: SamplingParams
+    system_prompt: str | None = None
+    instructions: str | None = None
+    strip_reasoning: bool = False
+
+
+@dataclass(frozen=True)
+class AggregationPlan:
+    kind: str
+    template: str | None = None
+    synthesis: Call | None = None
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    id: str
+    number: int
+    """Position in the order of execution, from 1."""
+    inputs: tuple[str, ...]
+    calls: tuple[Call, ...]
+    output_mode: str
+    aggregation: AggregationPlan | None
+    retries: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in an order in which each follows its inputs."""
+
+    pipeline: str
+    execution_mode: str
+    stages: tuple[StagePlan, ...]
+    final: str
+    """The stage whose answer is the pipeline's: the last written of those that nothing reads."""
+
+    @property
+    def calls(self) -> Iterator[Call]:
+        for stage in self.stages:
+            yield from stage.calls
+            if stage.aggregation and stage.aggregation.synthesis:
+                yield stage.aggregation.synthesis
+
+    def __str__(self) -> str:
+        n_calls = sum(1 for _ in self.calls)
+        lines = [f"pipeline {self.pipeline}: {len(self.stages)} stages, {n_calls} model calls, {self.execution_mode}"]
+        for stage in self.stages:
+            lines += ["", *_stage_lines(stage, is_final=stage.id == self.final)]
+        return "\n".join(lines)
+
+
+def make_plan(spec: PipelineSpec, registry: ModelRegistry, *, cores: int, source: Path | None = None) -> Plan:
+    """Resolve every name and parameter of `spec`. Most specific first: member, stage, model, registry defaults.
+
+    Args:
+        cores: physical cores; no call gets more threads.
+        source: the YAML file, for messages.
+
+    Raises:
+        PlanError: one line with file, key path and near name.
+    """
+    return _Planner(spec, registry, cores, source).plan()
+
+
+class _Planner:
+    def __init__(self, spec: PipelineSpec, registry: ModelRegistry, cores: int, source: Path | None) -> None:
+        self.spec, self.registry, self.cores = spec, registry, cores
+        name = "base_pipeline" if spec.name == BASE else f"pipelines.{spec.name}"
+        self.where = f"{source}: {name}" if source else name
+
+    def plan(self) -> Plan:
+        order = self._sorted_ids()
+        self._check_required_models()
+        stages = tuple(self._stage(number, stage_id) for number, stage_id in enumerate(order, 1))
+        read = {source for stage in stages for source in stage.inputs}
+        final = [stage.id for stage in self.spec.stages if stage.id not in read][-1]
+        return Plan(self.spec.name, self.spec.execution_mode, stages, final)
+
+    def _sorted_ids(self) -> list[str]:
+        """Written order wherever the inputs allow it."""
+        sorter = TopologicalSorter({stage.id: self.spec.inputs_of(stage) for stage in self.spec.stages})
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            cycle = " → ".join(reversed(error.args[1]))
+            raise PlanError(f"{self.where}.stages: the stages wait for each other: {cycle}") from None
+        written = [stage.id for stage in self.spec.stages]
+        order: list[str] = []
+        ready: set[str] = set()
+        while sorter.is_active():
+            ready.update(sorter.get_ready())
+            following = min(ready, key=written.index)
+            ready.remove(following)
+            order.append(following)
+            sorter.done(following)
+        return order
+
+    def _check_required_models(self) -> None:
+        if self.spec.name != BASE:
+            return
+        for name, model in self.registry.missing.items():
+            if model.entry.required_for_base:
+                raise PlanError(f"{self.where}: model '{name}' is required_for_base: {model.path}: {model.reason}")
+
+    def _stage(self, number: int, stage_id: str) -> StagePlan:
+        index, stage = next((i, s) for i, s in enumerate(self.spec.stages) if s.id == stage_id)
+        where = f"{self.where}.stages[{index}]"
+        inputs = self.spec.inputs_of(stage)
+        calls: list[Call] = []
+        for position, member in enumerate(stage.members):
+            key = f"{where}.models[{position}]" if stage.type == "multi" else f"{where}.model"
+            calls.append(self._call(key, stage, member, calls))
+        aggregation = None
+        if stage.type == "multi" and stage.aggregation:
+            aggregation = self._aggregation(f"{where}.aggregation", stage, stage.aggregation, calls, inputs)
+        retries = self.spec.retries if stage.retries is None else stage.retries
+        return StagePlan(stage.id, number, inputs, tuple(calls), stage.output_mode, aggregation, retries)
+
+    def _call(self, key: str, stage: StageSpec, member: MemberSpec, before: list[Call]) -> Call:
+        model = self._model(key, stage.id, member.model)
+        written = member.generation.over(stage.generation)
+        repetition = sum(call.model == member.model for call in before)
+        return Call(
+            member=_free_label(member.model, {call.member for call in before}),
+            model=member.model,
+            load=self._load_params(key, model, written),
+            sampling=self._sampling(written.over(model.entry.params).over(self.registry.defaults), repetition),
+            system_prompt=stage.system_prompt if member.system_prompt is None else member.system_prompt,
+            instructions=stage.instructions if member.instructions is None else member.instructions,
+            strip_reasoning=model.entry.strip_reasoning,
+        )
+
+    def _model(self, key: str, stage_id: str, name: str) -> LocalModel:
+        if name in self.registry.available:
+            return self.registry.available[name]
+        if name in self.registry.missing:
+            model = self.registry.missing[name]
+            raise PlanError(f"{key}: model '{name}' of stage '{stage_id}' is not usable: {model.path}: {model.reason}")
+        if name in self.registry.remote:
+            raise PlanError(f"{key}: model '{name}' of stage '{stage_id}' is remote; only local GGUF files run so far")
+        near = near_name(name, self.registry.names)
+        raise PlanError(f"{key}: unknown model '{name}' in stage '{stage_id}'{near}")
+
+    def _load_params(self, key: str, model: LocalModel, written: GenerationParams) -> LoadParams:
+        own, shared = written.over(model.entry.params), self.registry.defaults
+        trained = model.gguf.context_length
+        if own.n_ctx and trained and own.n_ctx > trained:
+            raise PlanError(
+                f"{key}: n_ctx {own.n_ctx} is more than the {trained} tokens '{model.name}' was trained for"
+            )
+        n_ctx = own.n_ctx or min(shared.n_ctx or DEFAULT_N_CTX, trained or DEFAULT_N_CTX)
+        threads = model.entry.params.threads or shared.threads or self.cores
+        n_gpu_layers = own.over(shared).n_gpu_layers
+        return LoadParams(str(model.path), n_ctx, n_gpu_layers or 0, min(threads, self.cores))
+
+    def _sampling(self, params: GenerationParams, repetition: int) -> SamplingParams:
+        chosen = {f.name: getattr(params, f.name) for f in fields(SamplingParams)}
+        sampling = SamplingParams(**{name: value for name, value in chosen.items() if value is not None})
+        if sampling.seed is None or sampling.seed < 0:
+            return replace(sampling, seed=None)
+        return replace(sampling, seed=sampling.seed + repetition)
+
+    def _aggregation(
+        self, key: str, stage: StageSpec, spec: AggregationSpec, calls: list[Call], inputs: tuple[str, ...]
+    ) -> AggregationPlan:
+        if spec.template:
+            known = {"inputs": set(inputs), "answers": {call.member for call in calls}}
+            for variable, names in known.items():
+                for name in sorted(template_references(spec.template, variable) - names):
+                    raise PlanError(f"{key}.template: unknown variable '{variable}.{name}'{near_name(name, names)}")
+        if spec.type not in ("synthesis", "custom_template") or spec.synthesis_model is None:
+            return AggregationPlan(spec.type, spec.template)
+        member = MemberSpec(
+            model=spec.synthesis_model,
+            system_prompt=spec.system_prompt,
+            instructions=spec.instructions,
+            generation=spec.generation,
+        )
+        plain = StageSpec(id=stage.id, type="single", members=(member,), generation=stage.generation)
+        return AggregationPlan(spec.type, spec.template, self._call(f"{key}.synthesis_model", plain, member, []))
+
+
+def _free_label(model: str, taken: set[str]) -> str:
+    label, number = model, 1
+    while label in taken:
+        number += 1
+        label = f"{model}_{number}"
+    return label
+
+
+def _stage_lines(stage: StagePlan, is_final: bool) -> list[str]:
+    inputs = ", ".join(("question", *stage.inputs))
+    lines = [f"{stage.number}. {stage.id}   reads {inputs}   hands on {stage.output_mode}" + ("   ← answer" * is_final)]
+    lines += [_call_line("├─" if stage.aggregation else "└─", call.member, call) for call in stage.calls]
+    if stage.aggregation:
+        synthesis = stage.aggregation.synthesis
+        if synthesis:
+            lines.append(_call_line("└─", f"{stage.aggregation.kind} by {synthesis.member}", synthesis))
+        else:
+            lines.append(f"   └─ {stage.aggregation.kind}")
+    return lines
+
+
+def _call_line(branch: str, label: str, call: Call) -> str:
+    sampling, load = call.sampling, call.load
+    parameters = [f"temperature {sampling.temperature:g}"]
+    if sampling.temperature > 0:
+        parameters += [f"top_p {sampling.top_p:g}", f"top_k {sampling.top_k}", f"min_p {sampling.min_p:g}"]
+        parameters.append(f"seed {'drawn' if sampling.seed is None else sampling.seed}")
+    parameters += [f"max_tokens {sampling.max_tokens}", f"n_ctx {load.n_ctx}", f"threads {load.threads}"]
+    parameters += [f"gpu layers {load.n_gpu_layers}"] if load.n_gpu_layers else []
+    return f"   {branch} {label} ({Path(load.path).name}): {' · '.join(parameters)}"

@@ -1,0 +1,231 @@
+"""One run on disk: `sessions/session_001/` with what was asked, what ran, every answer, and how it ended."""
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llm_core.atomic_write import write_whole
+from llm_core.documents import describe
+from llm_core.errors import SessionError
+
+FORMAT = 1
+_FOLDER_NAME = re.compile(r"session_([0-9]{1,9})")
+RecordT = TypeVar("RecordT", bound=BaseModel)
+Status = Literal["running", "completed", "failed", "cancelled"]
+
+
+class StepRecord(BaseModel):
+    """One answer: of a model, or of an aggregation. Saved as `step3_<model>.json`; durations in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = FORMAT
+    id: str
+    """Unique in its session: `3 panel: mistral`."""
+    number: int
+    """Position of the stage in the order of execution, from 1."""
+    position: int = 0
+    """Place of the member in its stage; an aggregation comes after all of them."""
+    stage: str
+    kind: Literal["answer", "aggregation"] = "answer"
+    member: str | None = None
+    model: str | None = None
+    """The model that answered; `None` for an aggregation that needs none."""
+    text: str
+    output: str | None = None
+    """What later stages read, by the stage's `output_mode`; `None` for one member of several."""
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    system_prompt: str | None = None
+    prompt: str | None = None
+    parameters: dict[str, Any] = {}
+    seed: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    load_s: float | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    tokens_per_s: float | None = None
+    started: datetime
+    ended: datetime
+    aggregation: dict[str, Any] | None = None
+    """Kind, candidates, and evidence such as the counts of a vote."""
+
+
+class SessionRecord(BaseModel):
+    """`session.json`: who asked what, and how it ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = FORMAT
+    id: str
+    parent: str | None = None
+    status: Status = "running"
+    pipeline: str
+    question: str
+    execution_mode: str
+    flow_run_id: str | None = None
+    created: datetime
+    ended: datetime | None = None
+    error: str | None = None
+    files: dict[str, str] = Field(default_factory=dict)
+    """File name of each finished step, by step id, in order."""
+
+
+class Session:
+    """A session being written. Every file is written whole, and each step as soon as it is there."""
+
+    def __init__(self, path: Path, record: SessionRecord) -> None:
+        self.path, self.record = path, record
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        *,
+        pipeline: str,
+        question: str,
+        execution_mode: str,
+        snapshot: dict[str, Any],
+        flow_run_id: str | None = None,
+        parent: str | None = None,
+    ) -> "Session":
+        """Take the next free number in `folder` (an exclusive mkdir, so two runs never share one).
+
+        Raises:
+            SessionError: the folder cannot be written.
+        """
+        try:
+            path = _next_folder(folder)
+            record = SessionRecord(
+                id=path.name,
+                parent=parent,
+                pipeline=pipeline,
+                question=question,
+                execution_mode=execution_mode,
+                flow_run_id=flow_run_id,
+                created=datetime.now(UTC),
+            )
+            session = cls(path, record)
+            write_whole(path / "config_snapshot.json", _json(snapshot))
+            session._save()
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        return session
+
+    def add(self, step: StepRecord, file_name: str) -> None:
+        """Save one finished step."""
+        write_whole(self.path / file_name, step.model_dump_json(indent=2) + "\n")
+        self._update(files={**self.record.files, step.id: file_name})
+
+    def complete(self, answer: str) -> None:
+        write_whole(self.path / "final.txt", answer + "\n")
+        self._update(status="completed", ended=datetime.now(UTC))
+
+    def fail(self, error: str, status: Status = "failed") -> None:
+        self._update(status=status, ended=datetime.now(UTC), error=error)
+
+    def _update(self, **changes: Any) -> None:
+        self.record = self.record.model_copy(update=changes)
+        self._save()
+
+    def _save(self) -> None:
+        write_whole(self.path / "session.json", self.record.model_dump_json(indent=2) + "\n")
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before a run, not after its first answer, that nothing can be saved.
+
+    Raises:
+        SessionError: the sessions folder cannot be made or written.
+    """
+    probe = folder / ".writable"
+    try:
+        write_whole(probe, "")
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def step_files(number: int, members: list[str], aggregated: bool) -> dict[str | None, str]:
+    """File name by member of a stage, and of its aggregation under `None`; names that come out alike get a number."""
+    if not aggregated:
+        return {members[0]: f"step{number}.json"}
+    names: dict[str | None, str] = {None: f"step{number}_aggregation.json"}
+    for member in members:
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", member)[:80].strip("._") or "model"
+        name, again = f"step{number}_{safe}.json", 1
+        while name.lower() in {taken.lower() for taken in names.values()}:  # some file systems know no case
+            again += 1
+            name = f"step{number}_{safe}_{again}.json"
+        names[member] = name
+    return names
+
+
+def list_sessions(folder: Path) -> Iterator[SessionRecord | SessionError]:
+    """Every session in `folder`, in order of number; a damaged one as the error that says so."""
+    for path in sorted((p for p in folder.glob("session_*") if p.is_dir() and _number(p) > 0), key=_number):
+        try:
+            yield load_session(folder, path.name)
+        except SessionError as error:
+            yield error
+
+
+def load_session(folder: Path, id: str) -> SessionRecord:
+    """Read `session.json` of one session.
+
+    Raises:
+        SessionError: there is no such session, or it is damaged.
+    """
+    if not _FOLDER_NAME.fullmatch(id) or not (folder / id).is_dir():
+        raise SessionError(f"no session '{id}' in {folder}; `gguf-flow sessions` lists them")
+    record = _read(folder / id / "session.json", SessionRecord)
+    return record.model_copy(update={"id": id})  # a folder may have been copied or renamed
+
+
+def load_steps(folder: Path, session: SessionRecord) -> list[StepRecord]:
+    """The finished steps of a session, by stage; a stage's members before its aggregation."""
+    steps = [_read(folder / session.id / name, StepRecord) for name in session.files.values()]
+    return sorted(steps, key=lambda step: (step.number, step.position))
+
+
+def _read(path: Path, model: type[RecordT]) -> RecordT:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SessionError(f"{path}: {error.strerror or error}") from None
+    except ValidationError as error:
+        raise SessionError(f"{path}: damaged: {describe(error)}") from None
+
+
+def _next_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max((_number(path) for path in folder.glob("session_*")), default=0)
+    while True:
+        number = max(number, 0) + 1
+        path = folder / f"session_{number:03d}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+
+
+def _number(path: Path) -> int:
+    """The number of `session_012`; -1 for anything else, so that no name leads out of the folder."""
+    match = _FOLDER_NAME.fullmatch(str(path.name))
+    return int(match[1]) if match else -1
+
+
+def _unwritable(folder: Path, error: OSError) -> SessionError:
+    reason = error.strerror or error
+    return SessionError(f"sessions folder {folder} cannot be written: {reason}; set GGUF_FLOW_SESSIONS_DIR")
+
+
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=2, default=str) + "\n"

@@ -1,0 +1,77 @@
+"""The child process of a loaded model: JSON lines in on stdin, JSON lines out on what was stdout.
+
+In:  {"load": …} first, then {"generate": id, "request": …} and {"cancel": id}.
+Out: {"loaded": load_s, "build": …}, {"token": id, "text": …, "n": …}, {"finished": id, "result": …},
+     {"failed": id or null, "kind": class of llm_core.errors, "message": …}.
+"""
+
+import dataclasses
+import json
+import os
+import queue
+import sys
+import threading
+from typing import Any, TextIO
+
+from llm_core.errors import GgufFlowError
+from llm_core.generation import GenerateRequest
+from llm_core.parameters import LoadParams, SamplingParams
+
+
+def main() -> None:
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else prints must not break the protocol
+    inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    load = LoadParams(**json.loads(sys.stdin.readline())["load"])
+    threading.Thread(target=_read, args=(inbox,), daemon=True).start()
+
+    from llm_core.engine import Engine
+    from llm_core.llama_model import llama_cpp_build
+
+    try:
+        engine = Engine(load)
+    except GgufFlowError as error:
+        _send(out, failed=None, kind=type(error).__name__, message=str(error))
+        return
+    _send(out, loaded=engine.load_s, build=llama_cpp_build())
+    while True:
+        while not engine.busy or not inbox.empty():
+            _receive(engine, inbox.get())
+        for event in engine.step():
+            _report(out, event)
+
+
+def _read(inbox: "queue.SimpleQueue[dict[str, Any]]") -> None:
+    """Ends the process at once when the parent closes the pipe or dies, even in mid-decode."""
+    for line in sys.stdin:
+        inbox.put(json.loads(line))
+    os._exit(0)
+
+
+def _receive(engine: Any, message: dict[str, Any]) -> None:
+    if "cancel" in message:
+        engine.cancel(message["cancel"])
+        return
+    request = message["request"]
+    sampling = SamplingParams(**{**request["sampling"], "stop": tuple(request["sampling"]["stop"])})
+    messages = tuple((role, content) for role, content in request["messages"])
+    engine.submit(message["generate"], GenerateRequest(messages, sampling, request["strip_reasoning"]))
+
+
+def _report(out: TextIO, event: Any) -> None:
+    from llm_core.engine import Failed, Finished
+
+    if isinstance(event, Finished):
+        _send(out, finished=event.id, result=dataclasses.asdict(event.result))
+    elif isinstance(event, Failed):
+        _send(out, failed=event.id, kind=type(event.error).__name__, message=str(event.error))
+    else:
+        _send(out, token=event.id, text=event.text, n=event.completion_tokens)
+
+
+def _send(out: TextIO, **message: Any) -> None:
+    out.write(json.dumps(message) + "\n")
+
+
+if __name__ == "__main__":
+    main()

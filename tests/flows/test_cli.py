@@ -1,0 +1,256 @@
+"""The command line as a person uses it: real processes, what they print and how they exit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, SMOLLM, Project
+
+PIPELINE = """
+base_pipeline:
+  stages:
+    - {id: draft, model: a, generation: {max_tokens: 8}}
+    - id: panel
+      models: [a, b]
+      aggregation: concat
+"""
+MODELS = """
+models:
+  a: {file: a.gguf}
+  b: {file: a.gguf}
+"""
+
+
+def gguf_flow(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *arguments],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
+    )
+
+
+@pytest.fixture
+def small_project(project: Project, smollm: Path) -> Project:
+    project.models(MODELS)
+    project.pipeline(PIPELINE)
+    project.link_model(smollm, "a.gguf")
+    return project
+
+
+def assert_refused(process: subprocess.CompletedProcess[str], *expected: str) -> None:
+    """One line on stderr, nothing on stdout, exit code 2."""
+    assert process.returncode == 2, process.stderr
+    assert process.stdout == ""
+    lines = [line for line in process.stderr.splitlines() if "is left out" not in line]
+    assert len(lines) == 1, process.stderr
+    for part in expected:
+        assert part in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "model: a,",
+            "model: aa,",
+            ["base_pipeline.stages[0].model: unknown model 'aa' in stage 'draft'; did you mean 'a'?"],
+        ),
+        ("models: [a, b]", "models: [a, bb]", ["stages[1].models[1]: unknown model 'bb'", "did you mean 'b'?"]),
+        (
+            "aggregation: concat",
+            "agregation: concat",
+            ["stages[1]: unknown key 'agregation'; did you mean 'aggregation'?"],
+        ),
+        ("aggregation: concat", "aggregation: conact", ["unknown aggregation 'conact'; did you mean 'concat'?"]),
+        (
+            "max_tokens: 8",
+            "max_token: 8",
+            ["stages[0].generation: unknown key 'max_token'; did you mean 'max_tokens'?"],
+        ),
+        ("max_tokens: 8", "temperature: -1", ["stages[0].generation.temperature", "not -1"]),
+        ("max_tokens: 8", "n_ctx: 10000000", ["n_ctx 10000000 is more than the 8192 tokens 'a' was trained for"]),
+        ("id: panel", "id: draft", ["stages[1].id: two stages have the id 'draft'"]),
+        ("id: panel", "id: panel\n      input_from: drat", ["no stage 'drat' in this pipeline; did you mean 'draft'?"]),
+        ("id: draft,", "id: draft, input_from: panel,", ["wait for each other: draft → panel → draft"]),
+        ("aggregation: concat", "aggregation: {type: synthesis}", ["needs 'synthesis_model'"]),
+        (
+            "aggregation: concat",
+            "aggregation: {type: custom_template, template: '{{ anwsers }}'}",
+            ["stages[1].aggregation: template: unknown variable 'anwsers'; did you mean 'answers'?"],
+        ),
+        (
+            "aggregation: concat",
+            "aggregation: {type: custom_template, template: \"{{ ''.__class__ }}\"}",
+            ["template: '__class__' is not allowed"],
+        ),
+        ("base_pipeline:", "base_pipeline: {stages: []}\nx:", ["config/pipeline.yaml"]),
+        (
+            "base_pipeline:",
+            "base_pipeline: {stages: []}\npipelines:\n x:",
+            ["base_pipeline.stages: the pipeline is empty"],
+        ),
+        ("base_pipeline:", "base_pipeline: [", ["config/pipeline.yaml: line ", "YAML syntax"]),
+    ],
+)
+def test_wrong_pipeline_is_one_line_and_exit_code_2(
+    small_project: Project, old: str, new: str, expected: list[str]
+) -> None:
+    assert old in PIPELINE
+    small_project.pipeline(PIPELINE.replace(old, new, 1))
+    assert_refused(gguf_flow("run", "Why?"), "config/pipeline.yaml", *expected)
+    assert list(small_project.sessions.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "the file is missing"),
+        (b"", "the file is empty"),
+        (b"\x93\x1c\xa7" * 5000, "not a GGUF file"),
+        (b"GGUF" + b"\x93\x1c\xa7" * 5000, "damaged GGUF file"),
+        ("cut", "truncated GGUF file"),
+    ],
+)
+def test_unusable_model_file_is_named_with_its_path(
+    small_project: Project, smollm: Path, content: bytes | str | None, expected: str
+) -> None:
+    path = small_project.path / "models" / "a.gguf"
+    path.unlink()
+    if content == "cut":
+        with smollm.open("rb") as file:
+            content = file.read(50_000_000)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    assert_refused(gguf_flow("run", "Why?"), "model 'a'", str(path), expected)
+    listing = gguf_flow("models")
+    assert listing.returncode == 0
+    assert expected in listing.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "  "], "the question is empty"),
+        (["run"], "the question is empty"),
+        (["run", "Why?", "--pipeline", "bse"], "no pipeline 'bse'; did you mean 'base'?"),
+        (["run", "Why?", "--set", "draft.temprature=1"], "no parameter 'temprature'; did you mean 'temperature'?"),
+        (["run", "Why?", "--set", "draft"], "expected stage.param=value"),
+        (["sessions", "show", "session_9"], "no session 'session_9'"),
+        (["sessions", "show", "../config"], "no session '../config'"),
+        (["models", "pull", "c"], "no model 'c'; known: a, b"),
+        (["models", "pull", "a"], "model 'a' has no 'source'"),
+        (["rum", "Why?"], "rum"),
+    ],
+)
+def test_wrong_command_is_one_line_and_exit_code_2(small_project: Project, arguments: list[str], expected: str) -> None:
+    if arguments == ["models", "pull", "a"]:
+        (small_project.path / "models" / "a.gguf").unlink()
+    assert_refused(gguf_flow(*arguments), expected)
+
+
+def test_missing_models_directory_is_named(small_project: Project) -> None:
+    assert_refused(gguf_flow("run", "Why?", GGUF_FLOW_MODELS_DIR="/nowhere/models"), "/nowhere/models does not exist")
+
+
+def test_missing_configuration_says_where_it_was_looked_for(small_project: Project) -> None:
+    assert_refused(
+        gguf_flow("plan", GGUF_FLOW_CONFIG_DIR="elsewhere"), "elsewhere/pipeline.yaml", "GGUF_FLOW_CONFIG_DIR"
+    )
+
+
+def test_sessions_folder_that_cannot_be_written_stops_the_run_before_it_starts(small_project: Project) -> None:
+    (small_project.path / "a-file").write_text("")
+    refused = gguf_flow("run", "Why?", GGUF_FLOW_SESSIONS_DIR=str(small_project.path / "a-file"))
+    assert_refused(refused, "sessions folder", "a-file cannot be written", "GGUF_FLOW_SESSIONS_DIR")
+
+
+def test_dead_prefect_server_is_one_line(small_project: Project) -> None:
+    refused = gguf_flow("run", "Why?", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert_refused(refused, "no Prefect server answers at PREFECT_API_URL http://127.0.0.1:9/api")
+
+
+def test_plan_shows_stages_inputs_models_and_parameters_without_loading(small_project: Project) -> None:
+    process = gguf_flow("plan", "--set", "draft.temperature=0")
+    assert process.returncode == 0
+    assert "pipeline base: 2 stages, 3 model calls" in process.stdout
+    assert "1. draft   reads question" in process.stdout
+    assert "2. panel   reads question, draft" in process.stdout
+    assert "a (a.gguf): temperature 0 · max_tokens 8" in process.stdout
+
+
+def test_models_table_shows_what_the_header_says(small_project: Project) -> None:
+    process = gguf_flow("models")
+    assert [line.split() for line in process.stdout.splitlines()] == [
+        ["name", "file", "state", "size", "quantization", "context"],
+        ["a", "a.gguf", "ready", "93.8", "MiB", "Q4_1", "8192"],
+        ["b", "a.gguf", "ready", "93.8", "MiB", "Q4_1", "8192"],
+    ]
+
+
+@pytest.fixture
+def server_url(prefect_server: None) -> str:
+    from prefect.settings import get_current_settings
+
+    return str(get_current_settings().api.url)
+
+
+def test_run_prints_the_answer_alone_on_stdout_and_progress_on_stderr(small_project: Project, server_url: str) -> None:
+    process = gguf_flow("run", stdin="What is ice?", PREFECT_API_URL=server_url)
+    assert process.returncode == 0, process.stderr
+    answer = (small_project.sessions / "session_001" / "final.txt").read_text()
+    assert process.stdout == answer
+    assert "draft: a: asks a" in process.stderr
+    assert "tokens/s" in process.stderr
+    shown = gguf_flow("sessions", "show", "session_001")
+    assert answer.strip() in shown.stdout
+    listed = gguf_flow("sessions")
+    assert listed.stdout.splitlines()[1].split()[:3] == ["session_001", "base", "completed"]
+
+
+def test_run_json_is_one_object_with_every_step(small_project: Project, server_url: str) -> None:
+    process = gguf_flow("run", "What is ice?", "--json", PREFECT_API_URL=server_url)
+    result = json.loads(process.stdout)
+    assert list(result) == ["session_id", "session_path", "pipeline", "status", "answer", "steps"]
+    assert (result["session_id"], result["pipeline"], result["status"]) == ("session_001", "base", "completed")
+    assert [step["id"] for step in result["steps"]] == ["1 draft: a", "2 panel: a", "2 panel: b", "2 panel: concat"]
+    assert result["steps"][0]["tokens"]["completion"] <= 8
+    assert result["steps"][0]["timings"]["ttft_s"] > 0
+
+
+def test_question_longer_than_the_context_is_one_line_and_exit_code_2(small_project: Project, server_url: str) -> None:
+    process = gguf_flow("run", stdin="word " * 5000, PREFECT_API_URL=server_url)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert "Traceback" not in process.stderr
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith("gguf-flow: step 'draft: a' failed: model 'a': the prompt has 5")
+    assert "n_ctx is 4096" in last
+
+
+def test_commands_that_need_no_prefect_do_not_import_it(small_project: Project) -> None:
+    for command in (["plan"], ["models"], ["sessions"]):
+        script = (
+            "import sys\nfrom flows.cli import main\n"
+            f"sys.argv = ['gguf-flow', *{command!r}]\n"
+            "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+            "assert 'prefect' not in sys.modules and 'llama_cpp' not in sys.modules"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_example_project_is_planned_as_the_readme_shows(example_project: Project) -> None:
+    process = gguf_flow("plan", "-p", "base")
+    assert "pipeline base: 3 stages, 6 model calls" in process.stdout
+    assert SMOLLM in process.stdout
