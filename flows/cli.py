@@ -10,17 +10,21 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from flows.tables import human_bytes, models_table, session_text, sessions_table
+from flows.tables import human_bytes, models_table, session_text, sessions_table, status_table
 from llm_core.documents import describe, load_document, near_name
-from llm_core.errors import GgufFlowError, InputError, ModelFileError, PullError
+from llm_core.errors import GgufFlowError, InputError, InsufficientMemory, ModelFileError, PullError
 from llm_core.gguf_file import read_gguf
-from llm_core.machine import physical_cores
+from llm_core.machine import budget, read_machine
+from llm_core.memory import MemoryEstimates
+from llm_core.memory_plan import memory_plan
 from llm_core.overrides import override
 from llm_core.pipeline import BASE, PipelineSpec, load_pipeline, load_pipelines
 from llm_core.plan import make_plan
 from llm_core.registry import ModelEntry, ModelsDocument, load_registry, model_path, models_directory
+from llm_core.residency import plan_residency
 from llm_core.session import check_writable, list_sessions, load_session, load_steps
 from llm_core.settings import Settings
+from llm_core.status_board import read_board
 
 app = App(name="gguf-flow", help="Several GGUF models answer one question in stages.", version_flags=["--version"])
 models = App(name="models", help="The models of models.yaml.")
@@ -62,7 +66,7 @@ def run(
         raise InputError("the question is empty; give some text to answer")
     settings = Settings()
     spec = override(load_pipeline(settings.pipeline_file, pipeline), set or [])
-    _print_plan(spec, settings, quiet=True)
+    make_plan(spec, load_registry(settings), source=settings.pipeline_file)
     check_writable(settings.sessions_folder)
     return run_question(spec, text, settings, as_json=json, stderr=stderr)
 
@@ -86,18 +90,39 @@ def plan(*, pipeline: Pipeline | None = None, set: Assignments = None) -> None:
         _print_plan(override(load_pipeline(settings.pipeline_file, name), set or []), settings)
 
 
-def _print_plan(spec: PipelineSpec, settings: Settings, *, quiet: bool = False) -> None:
-    planned = make_plan(spec, load_registry(settings), cores=physical_cores(), source=settings.pipeline_file)
-    if not quiet:
-        print(planned)
+def _print_plan(spec: PipelineSpec, settings: Settings) -> None:
+    planned = make_plan(spec, load_registry(settings), source=settings.pipeline_file)
+    machine = read_machine()
+    estimates = MemoryEstimates(settings.cache_folder)
+    print(planned)
+    print()
+    try:
+        within = budget(machine, settings.limits)
+        print(memory_plan(plan_residency(planned, within, estimates.need, machine.cores)))
+    except InsufficientMemory as refusal:
+        raise InsufficientMemory(f"{spec.name} would be refused: {refusal}") from None
 
 
 @models.default
-def list_models() -> None:
-    """Show every model of models.yaml and whether it can be used."""
+def list_models(*, status: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Show every model of models.yaml and whether it can be used.
+
+    Parameters
+    ----------
+    status
+        Show what is loaded on this machine now instead.
+    """
+    settings = Settings()
+    if status:
+        rows = read_board(settings.cache_folder)
+        if rows:
+            stdout.print(status_table(rows))
+        else:
+            _say("no model is loaded now")
+        return
     logging.getLogger("llm_core.registry").setLevel(logging.ERROR)  # the table says it already
-    registry = load_registry(Settings())
-    stdout.print(models_table(registry))
+    registry = load_registry(settings)
+    stdout.print(models_table(registry, MemoryEstimates(settings.cache_folder)))
     _say(f"in {registry.models_dir}")
 
 

@@ -1,10 +1,12 @@
 """A PipelineSpec becomes a Prefect flow: stages are tasks, futures are edges."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from prefect import flow, runtime
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -12,22 +14,29 @@ from prefect.flows import Flow
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Failed
 
+from flows.pools import run_pool
 from flows.result import PipelineFailed, PipelineResult
 from flows.snapshot import config_snapshot
-from llm_core.errors import InputError
-from llm_core.machine import physical_cores
+from llm_core.errors import InputError, InsufficientMemory
+from llm_core.machine import budget, physical_cores, read_machine
+from llm_core.machine_lock import machine_lock
+from llm_core.memory import MemoryEstimates
+from llm_core.parameters import LoadParams
 from llm_core.pipeline import PipelineSpec
 from llm_core.plan import Plan, StagePlan, make_plan
 from llm_core.pool import ModelPool
 from llm_core.registry import load_registry
+from llm_core.residency import Residency, StageResidency, plan_residency
 from llm_core.session import Session, StepRecord
 from llm_core.settings import Settings
 from tasks.aggregate import aggregate
 from tasks.generate import generate
+from tasks.preflight import Admission, preflight, refuse
 from tasks.record import artifact_key
-from tasks.run import Run
+from tasks.run import Run, progress
 
-StepFuture = PrefectFuture[StepRecord]
+StepFuture = PrefectFuture[Any]
+T = TypeVar("T")
 
 
 def compile_flow(spec: PipelineSpec, settings: Settings | None = None) -> Flow[[str], Any]:
@@ -51,27 +60,69 @@ async def execute(spec: PipelineSpec, question: str, settings: Settings) -> Pipe
     """
     check_question(question)
     registry = load_registry(settings)
-    plan = make_plan(spec, registry, cores=physical_cores(), source=settings.pipeline_file)
-    snapshot = await asyncio.to_thread(config_snapshot, spec, plan, registry, settings)
-    session = Session.create(
-        settings.sessions_folder,
-        pipeline=plan.pipeline,
-        question=question,
-        execution_mode=plan.execution_mode,
-        snapshot=snapshot,
-        flow_run_id=runtime.flow_run.id,
-    )
-    pool = ModelPool()
+    plan = make_plan(spec, registry, source=settings.pipeline_file)
+    estimates = MemoryEstimates(settings.cache_folder)
+    async with AsyncExitStack() as held:
+        # Loading, closing and waiting block; none of it on the event loop, which answers to cancellation.
+        lock = machine_lock(settings.cache_folder / "locks", budget(read_machine(), settings.limits), _say)
+        await held.enter_async_context(_in_thread(lock))
+        pool = await held.enter_async_context(_in_thread(run_pool(plan.execution_mode, settings, estimates)))
+        residency = await asyncio.to_thread(_residency, plan, pool, estimates)
+        snapshot = await asyncio.to_thread(config_snapshot, spec, plan, residency, registry, settings)
+        session = Session.create(
+            settings.sessions_folder,
+            pipeline=plan.pipeline,
+            question=question,
+            execution_mode=plan.execution_mode,
+            snapshot=snapshot,
+            flow_run_id=runtime.flow_run.id,
+        )
+        try:
+            await _name_run(f"{plan.pipeline} {session.record.id}")
+            if isinstance(residency, InsufficientMemory):
+                return await _refused(session, residency)
+            pool.expect(load for stage in residency.stages for load in _uses(stage))
+            steps = _submit(Run(plan, question, residency, pool, estimates, session, physical_cores()))
+            await asyncio.to_thread(wait, list(steps.values()))
+            return await _conclude(plan, session, steps)
+        except BaseException as error:
+            session.fail(f"{type(error).__name__}: {error}", "cancelled" if _is_cancellation(error) else "failed")
+            raise
+
+
+def _residency(plan: Plan, pool: ModelPool, estimates: MemoryEstimates) -> Residency | InsufficientMemory:
     try:
-        await _name_run(f"{plan.pipeline} {session.record.id}")
-        steps = _submit(Run(plan, question, pool, session))
-        await asyncio.to_thread(wait, list(steps.values()))
-        return await _conclude(plan, session, steps)
-    except BaseException as error:
-        session.fail(f"{type(error).__name__}: {error}", "cancelled" if _is_cancellation(error) else "failed")
-        raise
+        return plan_residency(plan, pool.budget, estimates.need, physical_cores())
+    except InsufficientMemory as refusal:
+        return refusal
+
+
+async def _refused(session: Session, refusal: InsufficientMemory) -> State[Any]:
+    """A run that can never fit is refused before anything loads, by a failed preflight that the UI shows."""
+    future = refuse.submit(refusal)
+    await asyncio.to_thread(wait, [future])
+    failure = _failure("preflight", future, session.path)
+    session.fail(str(failure))
+    return Failed(message=str(failure), data=failure)
+
+
+def _uses(stage: StageResidency) -> list[LoadParams]:
+    return [placement.load for placement in stage.placements]
+
+
+def _say(line: str) -> None:
+    get_run_logger().warning(line)
+    progress.get().say(line)
+
+
+@asynccontextmanager
+async def _in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave a blocking context manager in threads."""
+    value = await asyncio.to_thread(manager.__enter__)
+    try:
+        yield value
     finally:
-        await asyncio.to_thread(pool.close)
+        await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
 def check_question(question: str) -> None:
@@ -81,12 +132,15 @@ def check_question(question: str) -> None:
 
 
 def _submit(run: Run) -> dict[str, StepFuture]:
-    """Every step of the plan as a future, by step name; futures passed on draw the graph."""
+    """Every task of the plan as a future, by name; futures passed on draw the graph."""
     steps: dict[str, StepFuture] = {}
     outputs: dict[str, StepFuture] = {}
     for stage in run.plan.stages:
         inputs = {source: outputs[source] for source in stage.inputs}
-        members = [_submit_call(run, stage, index, inputs) for index in range(len(stage.calls))]
+        name = f"preflight: {stage.id}"
+        admission = preflight.with_options(name=name, task_run_name=name).submit(run, stage, inputs)  # type: ignore[arg-type]
+        steps[name] = admission
+        members = [_submit_call(run, stage, index, admission, inputs) for index in range(len(stage.calls))]
         steps |= {f"{stage.id}: {call.member}": future for call, future in zip(stage.calls, members, strict=True)}
         outputs[stage.id] = members[0]
         if stage.aggregation:
@@ -96,23 +150,29 @@ def _submit(run: Run) -> dict[str, StepFuture]:
     return steps
 
 
-def _submit_call(run: Run, stage: StagePlan, index: int, inputs: dict[str, StepFuture]) -> StepFuture:
+def _submit_call(
+    run: Run, stage: StagePlan, index: int, admission: PrefectFuture[Admission], inputs: dict[str, StepFuture]
+) -> StepFuture:
     call = stage.calls[index]
     name = f"{stage.id}: {call.member}"
     named = generate.with_options(name=name, task_run_name=name, retries=stage.retries)
-    return named.submit(run, stage, call, inputs)  # type: ignore[arg-type]
+    future: StepFuture = named.submit(run, stage, call, admission, inputs)  # type: ignore[call-overload]
+    return future
 
 
 async def _conclude(plan: Plan, session: Session, steps: dict[str, StepFuture]) -> PipelineResult | State[Any]:
     records: list[StepRecord] = []
+    finished = 0
     failure: PipelineFailed | None = None
     for name, future in steps.items():
         if future.state.is_completed():
-            records.append(future.result())
+            finished += 1
+            result = future.result()
+            records += [result] if isinstance(result, StepRecord) else []
         elif future.state.is_failed() and failure is None:
             failure = _failure(name, future, session.path)
     await _timing_artifact(plan, records)
-    if failure or len(records) < len(steps):
+    if failure or finished < len(steps):
         failure = failure or PipelineFailed("a step did not finish", session.path, None)
         session.fail(str(failure))
         return Failed(message=str(failure), data=failure)

@@ -43,6 +43,9 @@ class LiveProgress:
         rate = f", {(n_tokens - 1) / (now - first):.0f} tokens/s" if first else ""
         self._rich.update(row, figures=f"{n_tokens} tokens{rate}")
 
+    def say(self, line: str) -> None:
+        self._rich.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def end(self, step: str, record: StepRecord) -> None:
         self._rich.update(self._rows[step][0], completed=1, figures=_figures(record))
 
@@ -67,6 +70,9 @@ class PlainProgress:
     def token(self, step: str, n_tokens: int) -> None:
         if time.perf_counter() - self._shown.get(step, 0.0) >= PLAIN_EVERY_S:
             self._line(step, f"{n_tokens} tokens")
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def end(self, step: str, record: StepRecord) -> None:
         self._line(step, f"done, {_figures(record)}")

@@ -5,17 +5,28 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from llm_core.errors import InsufficientMemory
 from llm_core.fingerprint import sha256
-from llm_core.memory import estimate_memory
 from llm_core.pipeline import PipelineSpec
 from llm_core.plan import Plan
 from llm_core.registry import ModelRegistry
+from llm_core.residency import Residency
 from llm_core.settings import Settings
 
 
-def config_snapshot(spec: PipelineSpec, plan: Plan, registry: ModelRegistry, settings: Settings) -> dict[str, Any]:
+def config_snapshot(
+    spec: PipelineSpec,
+    plan: Plan,
+    residency: Residency | InsufficientMemory,
+    registry: ModelRegistry,
+    settings: Settings,
+) -> dict[str, Any]:
     """The pipeline as written and as planned, each model's file with size and SHA-256, and the versions used."""
     models = {}
+    memory = {}
+    if isinstance(residency, Residency):
+        placements = [placement for stage in residency.stages for placement in stage.placements]
+        memory = {p.call.model: {"load": asdict(p.load), **asdict(residency.needs[p.load])} for p in placements}
     for call in plan.calls:
         model = registry.available[call.model]
         models[call.model] = {
@@ -24,7 +35,7 @@ def config_snapshot(spec: PipelineSpec, plan: Plan, registry: ModelRegistry, set
             "sha256": sha256(model.path, settings.cache_folder),
             "architecture": model.gguf.architecture,
             "quantization": model.gguf.quantization,
-            "memory": asdict(estimate_memory(model.gguf, call.load)),
+            "memory": memory.get(call.model),
             "entry": model.entry.model_dump(mode="json", exclude_defaults=True),
         }
     return {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta, nodes
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llm_core.documents import near_name
 from llm_core.errors import AggregationError
@@ -21,7 +21,7 @@ SYNTHESIS_INSTRUCTIONS = (
 )
 """What a synthesis model is told unless the aggregation has `instructions` of its own."""
 
-_environment = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+_environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 
 
 def concat(answers: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
 """Batched decoding: answers join and leave one llama.cpp context between its decode steps."""
 
 import ctypes
+import os
 import random
 import time
 from collections import deque
@@ -8,9 +9,11 @@ from dataclasses import dataclass, field
 
 import llama_cpp
 
-from llm_core.errors import ContextOverflow, GenerationTimeout, GgufFlowError, ModelCrashed
+from llm_core.errors import ContextOverflow, GenerationTimeout, GgufFlowError, ModelCrashed, ModelOutOfMemory
 from llm_core.generation import GenerateRequest, GenerateResult
 from llm_core.llama_model import BATCH_TOKENS, LlamaModel
+from llm_core.machine import peak_rss_bytes, process_vram_bytes
+from llm_core.out_of_memory import is_out_of_memory
 from llm_core.parameters import MAX_SEED, LoadParams, SamplingParams
 from llm_core.text_stream import TextStream, split_reasoning
 
@@ -115,6 +118,7 @@ class Engine:
         if not self._active:
             return events
         self._fill_batch()
+        self.llama.use_threads(max(answer.request.threads for answer in self._active))
         status = llama_cpp.llama_decode(self.llama.context, self._batch)
         if status != 0:
             return events + self._fail_all(f"llama_decode returned {status}")
@@ -186,6 +190,8 @@ class Engine:
             prompt_tokens=len(answer.tokens),
             completion_tokens=n,
             seed=answer.seed,
+            peak_rss_bytes=peak_rss_bytes(),
+            peak_vram_bytes=None if self.load.gpu is None else process_vram_bytes(os.getpid(), self.load.gpu),
             load_s=self.load_s,
             ttft_s=answer.first_token - answer.arrived,
             tpot_s=decode_s / (n - 1) if n > 1 else None,
@@ -205,7 +211,9 @@ class Engine:
         return events
 
     def _fail_all(self, reason: str) -> list[Event]:
-        events: list[Event] = [Failed(answer.id, ModelCrashed(reason)) for answer in self._active]
+        reason = f"{reason}: {self.llama.last_error()}"
+        error_class = ModelOutOfMemory if is_out_of_memory(reason) else ModelCrashed
+        events: list[Event] = [Failed(answer.id, error_class(reason)) for answer in self._active]
         for answer in list(self._active):
             self._leave(answer)
         return events

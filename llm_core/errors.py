@@ -29,6 +29,14 @@ class ModelCrashed(GgufFlowError):
     """The process that held a model ended by itself or was killed; a retry may succeed."""
 
 
+class ModelOutOfMemory(GgufFlowError):
+    """A device had no memory left while a model was loaded or used; the pool makes room and tries again."""
+
+
+class InsufficientMemory(GgufFlowError):
+    """What is asked for does not fit into memory; nothing was loaded for it. Retrying does not help."""
+
+
 class ContextOverflow(GgufFlowError):
     """A prompt does not fit into the model's context length; nothing is ever cut silently."""
 

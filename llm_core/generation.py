@@ -12,6 +12,8 @@ class GenerateRequest:
     messages: tuple[tuple[str, str], ...]
     sampling: SamplingParams
     strip_reasoning: bool = False
+    threads: int = 1
+    """Decoding threads; those of everything that decodes at once must not exceed the physical cores."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,17 @@ class GenerateResult:
     prompt_tokens: int
     completion_tokens: int
     seed: int
+    peak_rss_bytes: int
+    """The most RAM the model's process has held up to this answer."""
+    peak_vram_bytes: int | None
+    """Its VRAM at this answer's end; `None` on the CPU or where NVML does not tell."""
     load_s: float
-    """Spent loading the model for this answer; 0.0 where it was loaded already."""
+    """Of loading the model, told with its first answer; 0.0 with later ones."""
     ttft_s: float
     """From the request's arrival to its first token: prompt processing and one decode."""
     tpot_s: float | None
     """Per token after the first; `None` for an answer of fewer than two tokens."""
     tokens_per_s: float
     """Completion tokens over the time from the request's arrival to its last token."""
+    degraded: tuple[str, ...] = ()
+    """What had to be given up for want of memory."""

@@ -7,12 +7,14 @@ from functools import lru_cache
 import llama_cpp
 
 from llm_core.chat_template import ChatTemplate
-from llm_core.errors import ModelLoadError
+from llm_core.errors import ModelLoadError, ModelOutOfMemory
+from llm_core.out_of_memory import is_out_of_memory
 from llm_core.parameters import LoadParams
 
 BATCH_TOKENS = 512
 """Most tokens in one decode call; llama.cpp's own default for a micro-batch."""
 
+_KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type of ggml.h
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR of ggml.h
 _errors: deque[str] = deque(maxlen=20)
 
@@ -30,14 +32,17 @@ class LlamaModel:
         ModelLoadError: with what llama.cpp said.
     """
 
-    def __init__(self, load: LoadParams) -> None:
+    def __init__(self, load: LoadParams, *, dry_run: bool = False) -> None:
+        """With `dry_run` nothing is allocated: llama.cpp only reckons what it would."""
         llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = load.n_gpu_layers
+        if dry_run:
+            params.no_alloc, params.load_mode = True, llama_cpp.LLAMA_LOAD_MODE_NONE  # mmap with no_alloc aborts
         model = llama_cpp.llama_model_load_from_file(load.path.encode(), params)
         if not model:
-            raise ModelLoadError(f"llama.cpp cannot load {load.path}: {_last_error()}")
+            raise _load_error(f"llama.cpp cannot load {load.path}: {_last_error()}")
         self.model = model
         self.vocab = llama_cpp.llama_model_get_vocab(model)
         self.context = self._make_context(load)
@@ -51,14 +56,14 @@ class LlamaModel:
 
     def _make_context(self, load: LoadParams) -> object:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = load.n_ctx * load.sequences
+        params.n_ctx = load.context_cells
         params.n_seq_max = load.sequences
         params.n_batch = params.n_ubatch = min(BATCH_TOKENS, params.n_ctx)
         params.n_outputs_max = load.sequences  # one per sequence is read; the default reserves logits for a whole batch
-        params.n_threads = params.n_threads_batch = load.threads
+        params.type_k = params.type_v = _KV_TYPES[load.kv_type]
         context = llama_cpp.llama_init_from_model(self.model, params)
         if not context:
-            raise ModelLoadError(
+            raise _load_error(
                 f"llama.cpp cannot make a context of {load.sequences} × {load.n_ctx} tokens for {load.path}: "
                 f"{_last_error()}; lower n_ctx"
             )
@@ -75,10 +80,18 @@ class LlamaModel:
             raise ValueError(f"the prompt of {len(text)} bytes cannot be tokenized")
         return list(tokens[:n])
 
+    def use_threads(self, threads: int) -> None:
+        """Decode with this many threads from the next step on."""
+        llama_cpp.llama_set_n_threads(self.context, threads, threads)
+
     @lru_cache(maxsize=65536)  # noqa: B019  one model lives as long as its process
     def piece(self, token: int) -> bytes:
         """The bytes of one token; control tokens are empty."""
         return self._piece(token, special=False)
+
+    def last_error(self) -> str:
+        """The latest error that llama.cpp logged."""
+        return _errors[-1] if _errors else "no reason given"
 
     def is_end(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
@@ -94,6 +107,10 @@ class LlamaModel:
 
     def _special(self, token: int) -> str:
         return "" if token < 0 else self._piece(token, special=True).decode("utf-8", "replace")
+
+
+def _load_error(message: str) -> ModelLoadError | ModelOutOfMemory:
+    return ModelOutOfMemory(message) if is_out_of_memory(" ".join(_errors)) else ModelLoadError(message)
 
 
 def _last_error() -> str:

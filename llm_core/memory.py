@@ -1,35 +1,219 @@
-"""What one model needs in memory, in bytes."""
+"""What one model needs in RAM and VRAM, asked of llama.cpp itself, and what it was measured to need."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from llm_core.gguf_file import GgufFile
+from llm_core.atomic_write import write_whole
+from llm_core.child_process import child_environment
+from llm_core.gguf_file import GgufFile, read_gguf
 from llm_core.parameters import LoadParams
 
-F16_BYTES = 2
+DRY_RUN_LIMIT_S = 60.0
+CUDA_CONTEXT_BYTES = 500 * 2**20
+"""VRAM of a process's CUDA context and kernels where NVML does not tell; an assumption, large on purpose."""
+FORMULA_PROCESS_BYTES = 80 * 2**20
+"""RAM of the child's Python, libraries and vocabulary, for the formula: SmolLM2's child was measured at 60 MiB."""
+_KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+"""Per value: ggml blocks of 32 values take 34 (q8_0) and 18 (q4_0) bytes."""
+
+
+@dataclass(frozen=True)
+class DeviceNeed:
+    """Bytes on one device."""
+
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    compute_bytes: int = 0
+    process_bytes: int = 0
+    """Of the process itself: Python, libraries, vocabulary, graphs; on a GPU its CUDA context."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.process_bytes
 
 
 @dataclass(frozen=True)
 class ModelNeed:
-    weights_bytes: int
-    kv_bytes: int
+    """RAM, and VRAM on the GPU that the load names (`None` for a load on the CPU alone)."""
+
+    ram: DeviceNeed
+    vram: DeviceNeed | None = None
+    gpu: int | None = None
+    source: str = "llama.cpp"
+    """`llama.cpp`: its own account from a dry run; `formula`: reckoned from the file's header."""
 
     @property
-    def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes
+    def ram_bytes(self) -> int:
+        return self.ram.total_bytes
+
+    @property
+    def vram_bytes(self) -> int:
+        return self.vram.total_bytes if self.vram else 0
 
 
-def estimate_memory(gguf: GgufFile, load: LoadParams) -> ModelNeed:
-    """A first estimate from the header: tensor bytes plus an f16 KV cache; compute buffers are not in it.
+@dataclass(frozen=True)
+class Measured:
+    """A real load, beside its prediction; bytes."""
 
-    KV: per layer and token one key and one value vector for each KV head (llama.cpp, src/llama-kv-cache.cpp).
+    load: LoadParams
+    predicted_ram_bytes: int
+    peak_ram_bytes: int
+    predicted_vram_bytes: int
+    peak_vram_bytes: int | None
+
+
+class MemoryEstimates:
+    """Needs of models, kept on disk by file, parameters and llama.cpp build.
+
+    Args:
+        cache_dir: where estimates and measurements are kept; safe to delete.
     """
-    heads = gguf.of_architecture("attention.head_count") or 1
-    kv_heads = gguf.of_architecture("attention.head_count_kv") or heads
-    n_layers = gguf.n_layers or 0
-    heads_of_all_layers = sum(kv_heads) if isinstance(kv_heads, list) else kv_heads * n_layers
-    n_heads = max(heads) if isinstance(heads, list) else heads
-    default = (gguf.of_architecture("embedding_length") or 0) // max(1, n_heads)
-    key = gguf.of_architecture("attention.key_length") or default
-    value = gguf.of_architecture("attention.value_length") or default
-    per_token = heads_of_all_layers * (key + value) * F16_BYTES
-    return ModelNeed(gguf.tensor_bytes, per_token * load.n_ctx * load.sequences)
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._folder = cache_dir / "memory"
+        self._known: dict[LoadParams, ModelNeed] = {}
+        self._peaks: dict[LoadParams, int] = {}
+
+    def need(self, load: LoadParams) -> ModelNeed:
+        """The need of one load; the first time it takes a dry run of about half a second."""
+        if load not in self._known:
+            self._known[load] = self._read(load) or self._ask(load)
+        return self._known[load]
+
+    def measured(self, load: LoadParams, peak_ram_bytes: int, peak_vram_bytes: int | None) -> None:
+        """Keep what a real load was seen to need, beside what was predicted for it."""
+        if self._peaks.get(load, 0) >= peak_ram_bytes:
+            return
+        self._peaks[load] = peak_ram_bytes
+        need = self.need(load)
+        last = Measured(load, need.ram_bytes, peak_ram_bytes, need.vram_bytes, peak_vram_bytes)
+        self._save(self._measured_file(Path(load.path)), asdict(last))
+
+    def last_measured(self, path: Path) -> Measured | None:
+        """The latest real load of a file, or `None`."""
+        try:
+            data = json.loads(self._measured_file(path).read_text())
+            return Measured(**{**data, "load": LoadParams(**data["load"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _ask(self, load: LoadParams) -> ModelNeed:
+        need = _need(load, _dry_run(load))
+        if need.source == "llama.cpp":
+            self._save(self._estimate_file(load), asdict(need))
+        return need
+
+    def _read(self, load: LoadParams) -> ModelNeed | None:
+        try:
+            data = json.loads(self._estimate_file(load).read_text())
+            vram = DeviceNeed(**data["vram"]) if data["vram"] else None
+            return ModelNeed(DeviceNeed(**data["ram"]), vram, data["gpu"], data["source"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _estimate_file(self, load: LoadParams) -> Path:
+        return self._folder / f"{_fingerprint(Path(load.path), asdict(load), llama_cpp_version())}.json"
+
+    def _measured_file(self, path: Path) -> Path:
+        return self._folder / f"{_fingerprint(path)}.measured.json"
+
+    def _save(self, path: Path, data: dict[str, Any]) -> None:
+        with suppress(OSError):  # a cache that cannot be written costs time, not the run
+            write_whole(path, json.dumps(data))
+
+
+def _fingerprint(path: Path, *more: object) -> str:
+    stat = path.stat()
+    text = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, *more], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def llama_cpp_version() -> str:
+    """Which llama.cpp answers, without importing it: the package's version and any library put in its place."""
+    from importlib.metadata import version
+
+    return f"{version('llama-cpp-python')} {os.environ.get('LLAMA_CPP_LIB_PATH', '')}"
+
+
+def _dry_run(load: LoadParams) -> dict[str, Any]:
+    """Ask a throw-away child; one that dies, or hangs, answers with an error."""
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "llm_core.dry_run"],
+            input=json.dumps(asdict(load)),
+            capture_output=True,
+            text=True,
+            timeout=DRY_RUN_LIMIT_S,
+            env=child_environment(load.gpu),
+        )
+        answer: dict[str, Any] = json.loads(child.stdout)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        return {"error": str(error)}
+    return answer
+
+
+def _need(load: LoadParams, answer: dict[str, Any]) -> ModelNeed:
+    gguf = read_gguf(Path(load.path))
+    if "error" in answer:
+        return formula(gguf, load)
+    gpu_uses = [use for use in answer["buffers"] if _on_gpu(use["buffer"])]
+    ram_uses = [use for use in answer["buffers"] if use not in gpu_uses]
+    ram = _sum(ram_uses, answer["process_ram_bytes"])
+    ram = replace(ram, compute_bytes=ram.compute_bytes + answer["output_bytes"])
+    if not gpu_uses:
+        # The whole file is mapped, header and the originals of repacked tensors too.
+        repacked = sum(use["weights_bytes"] for use in ram_uses if use["buffer"] != "CPU")
+        return ModelNeed(replace(ram, weights_bytes=gguf.size_bytes + repacked))
+    process = answer["process_vram_bytes"] or CUDA_CONTEXT_BYTES
+    return ModelNeed(ram, _sum(gpu_uses, process), load.gpu)
+
+
+def _on_gpu(buffer: str) -> bool:
+    """Host memory is `CPU…`, or pinned for a GPU (`…_Host`); all else lies on a device."""
+    return not (buffer.startswith(("CPU", "AMX", "BLAS")) or buffer.endswith("_Host"))
+
+
+def _sum(uses: list[dict[str, Any]], process_bytes: int) -> DeviceNeed:
+    def total(name: str) -> int:
+        return sum(use[name] for use in uses)
+
+    return DeviceNeed(total("weights_bytes"), total("kv_bytes"), total("compute_bytes"), process_bytes)
+
+
+def formula(gguf: GgufFile, load: LoadParams) -> ModelNeed:
+    """The need reckoned from the header, for files that a dry run refuses; generous rather than exact.
+
+    KV: per layer and token one key and one value vector for each KV head (llama.cpp, src/llama-kv-cache.cpp). Compute:
+    the widest activations of a micro-batch of 512, f32, four at a time. On a GPU weights and KV go by layers.
+    """
+    n_layers = gguf.n_layers or 1
+    heads = _largest(gguf.of_architecture("attention.head_count")) or 1
+    kv_heads = _largest(gguf.of_architecture("attention.head_count_kv")) or heads
+    embedding = gguf.of_architecture("embedding_length") or 0
+    head_values = sum(
+        gguf.of_architecture(f"attention.{side}_length") or embedding // heads for side in ("key", "value")
+    )
+    kv_bytes = int(n_layers * kv_heads * head_values * _KV_BYTES[load.kv_type] * load.context_cells)
+    width = max(embedding, _largest(gguf.of_architecture("feed_forward_length")) or 0)
+    compute_bytes = 4 * 512 * width * 4
+    if load.gpu is None or load.n_gpu_layers == 0:
+        return ModelNeed(DeviceNeed(gguf.size_bytes, kv_bytes, compute_bytes, FORMULA_PROCESS_BYTES), source="formula")
+    share = 1.0 if load.n_gpu_layers < 0 else min(1.0, load.n_gpu_layers / (n_layers + 1))
+    ram = DeviceNeed(
+        int(gguf.size_bytes * (1 - share)), int(kv_bytes * (1 - share)), compute_bytes, FORMULA_PROCESS_BYTES
+    )
+    vram = DeviceNeed(int(gguf.tensor_bytes * share), int(kv_bytes * share), compute_bytes, CUDA_CONTEXT_BYTES)
+    return ModelNeed(ram, vram, load.gpu, source="formula")
+
+
+def _largest(value: Any) -> int | None:
+    """Some architectures give a number per layer."""
+    number: int | None = max(value) if isinstance(value, list) else value
+    return number

@@ -42,8 +42,10 @@ def _assign(pipeline: dict[str, Any], assignment: str) -> None:
         (member if param in _TEXTS else member["generation"])[param] = None
     if param in _TEXTS:
         stage[param] = value
-    else:
-        stage["generation"][param] = _parsed(assignment, value)
+        return
+    if stage["aggregation"]:
+        stage["aggregation"]["generation"][param] = None
+    stage["generation"][param] = _parsed(assignment, value)
 
 
 def _parsed(assignment: str, value: str) -> Any:

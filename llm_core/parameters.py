@@ -1,7 +1,7 @@
 """Generation and load parameters: as written in YAML (all optional), and as resolved for one call."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -23,7 +23,8 @@ class GenerationParams(Document):
     seed: int | None = Field(None, ge=-1, le=MAX_SEED, description="of the sampler; -1 or unset draws one per call")
     stop: tuple[str, ...] | None = Field(None, description="text that ends an answer; not part of it")
     n_ctx: int | None = Field(None, ge=16, description="context length in tokens: prompt and answer together")
-    n_gpu_layers: int | None = Field(None, ge=-1, description="layers on the GPU; -1 is all of them")
+    n_gpu_layers: int | None = Field(None, ge=-1, description="layers on the GPU; -1: all; unset: as many as fit")
+    kv_type: Literal["f16", "q8_0", "q4_0"] | None = Field(None, description="number format of the KV cache")
     timeout_s: float | None = Field(None, gt=0, description="a generation that takes longer is ended")
 
     @field_validator("stop", mode="before")
@@ -73,7 +74,15 @@ class LoadParams:
 
     path: str
     n_ctx: int
-    n_gpu_layers: int
-    threads: int
+    n_gpu_layers: int = 0
+    """Layers on the GPU; -1: all of them."""
     sequences: int = 1
     """Answers decoded at the same time, each with `n_ctx` tokens of its own."""
+    kv_type: str = "f16"
+    gpu: int | None = None
+    """The one GPU this model may use; `None`: CPU only."""
+
+    @property
+    def context_cells(self) -> int:
+        """Tokens in the KV cache: llama.cpp rounds each sequence's share up to 256."""
+        return -(-self.n_ctx // 256) * 256 * self.sequences

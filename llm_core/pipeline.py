@@ -154,6 +154,9 @@ class PipelineSpec(Document):
     description: str | None = None
     execution_mode: ExecutionMode = "auto"
     retries: int = Field(2, ge=0, le=100, description="of a step whose model process crashed")
+    on_insufficient_memory: Literal["sequential", "fail"] = Field(
+        "fail", description="what mode parallel does where a stage's models do not fit side by side"
+    )
     stages: tuple[StageSpec, ...] = Field(min_length=1)
 
     @field_validator("execution_mode", mode="before")

@@ -24,7 +24,14 @@ class Call:
     """Unique in its stage: the model's name, `name_2` for its second appearance."""
     model: str
     load: LoadParams
+    """As it would be on the CPU; residency decides on device and layers."""
     sampling: SamplingParams
+    n_gpu_layers: int | None = None
+    """As asked for; `None`: as many as fit, -1: all."""
+    n_layers: int = 0
+    """Layers there are, the output layer included."""
+    threads: int | None = None
+    """At most; `None`: what the cores allow."""
     system_prompt: str | None = None
     instructions: str | None = None
     strip_reasoning: bool = False
@@ -56,6 +63,7 @@ class Plan:
     pipeline: str
     execution_mode: str
     stages: tuple[StagePlan, ...]
+    on_insufficient_memory: str
     final: str
     """The stage whose answer is the pipeline's: the last written of those that nothing reads."""
 
@@ -74,22 +82,21 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(spec: PipelineSpec, registry: ModelRegistry, *, cores: int, source: Path | None = None) -> Plan:
+def make_plan(spec: PipelineSpec, registry: ModelRegistry, *, source: Path | None = None) -> Plan:
     """Resolve every name and parameter of `spec`. Most specific first: member, stage, model, registry defaults.
 
     Args:
-        cores: physical cores; no call gets more threads.
         source: the YAML file, for messages.
 
     Raises:
         PlanError: one line with file, key path and near name.
     """
-    return _Planner(spec, registry, cores, source).plan()
+    return _Planner(spec, registry, source).plan()
 
 
 class _Planner:
-    def __init__(self, spec: PipelineSpec, registry: ModelRegistry, cores: int, source: Path | None) -> None:
-        self.spec, self.registry, self.cores = spec, registry, cores
+    def __init__(self, spec: PipelineSpec, registry: ModelRegistry, source: Path | None) -> None:
+        self.spec, self.registry = spec, registry
         name = "base_pipeline" if spec.name == BASE else f"pipelines.{spec.name}"
         self.where = f"{source}: {name}" if source else name
 
@@ -99,7 +106,8 @@ class _Planner:
         stages = tuple(self._stage(number, stage_id) for number, stage_id in enumerate(order, 1))
         read = {source for stage in stages for source in stage.inputs}
         final = [stage.id for stage in self.spec.stages if stage.id not in read][-1]
-        return Plan(self.spec.name, self.spec.execution_mode, stages, final)
+        spec = self.spec
+        return Plan(spec.name, spec.execution_mode, stages, spec.on_insufficient_memory, final)
 
     def _sorted_ids(self) -> list[str]:
         """Written order wherever the inputs allow it."""
@@ -149,6 +157,9 @@ class _Planner:
             member=_free_label(member.model, {call.member for call in before}),
             model=member.model,
             load=self._load_params(key, model, written),
+            n_gpu_layers=written.over(model.entry.params).over(self.registry.defaults).n_gpu_layers,
+            n_layers=(model.gguf.n_layers or 0) + 1,
+            threads=model.entry.params.threads or self.registry.defaults.threads,
             sampling=self._sampling(written.over(model.entry.params).over(self.registry.defaults), repetition),
             system_prompt=stage.system_prompt if member.system_prompt is None else member.system_prompt,
             instructions=stage.instructions if member.instructions is None else member.instructions,
@@ -173,10 +184,9 @@ class _Planner:
             raise PlanError(
                 f"{key}: n_ctx {own.n_ctx} is more than the {trained} tokens '{model.name}' was trained for"
             )
-        n_ctx = own.n_ctx or min(shared.n_ctx or DEFAULT_N_CTX, trained or DEFAULT_N_CTX)
-        threads = model.entry.params.threads or shared.threads or self.cores
-        n_gpu_layers = own.over(shared).n_gpu_layers
-        return LoadParams(str(model.path), n_ctx, n_gpu_layers or 0, min(threads, self.cores))
+        default = shared.n_ctx or DEFAULT_N_CTX
+        n_ctx = own.n_ctx or min(default, trained or default)
+        return LoadParams(str(model.path), n_ctx, kv_type=own.over(shared).kv_type or "f16")
 
     def _sampling(self, params: GenerationParams, repetition: int) -> SamplingParams:
         chosen = {f.name: getattr(params, f.name) for f in fields(SamplingParams)}
@@ -232,6 +242,6 @@ def _call_line(branch: str, label: str, call: Call) -> str:
     if sampling.temperature > 0:
         parameters += [f"top_p {sampling.top_p:g}", f"top_k {sampling.top_k}", f"min_p {sampling.min_p:g}"]
         parameters.append(f"seed {'drawn' if sampling.seed is None else sampling.seed}")
-    parameters += [f"max_tokens {sampling.max_tokens}", f"n_ctx {load.n_ctx}", f"threads {load.threads}"]
-    parameters += [f"gpu layers {load.n_gpu_layers}"] if load.n_gpu_layers else []
+    parameters += [f"max_tokens {sampling.max_tokens}", f"n_ctx {load.n_ctx}"]
+    parameters += [f"KV {load.kv_type}"] if load.kv_type != "f16" else []
     return f"   {branch} {label} ({Path(load.path).name}): {' · '.join(parameters)}"

@@ -88,7 +88,7 @@ def _copied(packed: IO[bytes], target: Path, size: int, report: Report) -> Path:
 
 
 def _from_hub(name: str, repo: str, revision: str | None, file: str, staging: Path) -> Path:
-    """The hub's client honours HF_ENDPOINT and HF_TOKEN, resumes a broken download, and draws its progress bar."""
+    """The hub's client honours HF_ENDPOINT and HF_TOKEN, takes a broken connection up again, draws a progress bar."""
     from huggingface_hub import hf_hub_download
 
     try:

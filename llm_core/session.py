@@ -51,6 +51,10 @@ class StepRecord(BaseModel):
     ttft_s: float | None = None
     tpot_s: float | None = None
     tokens_per_s: float | None = None
+    peak_rss_bytes: int | None = None
+    peak_vram_bytes: int | None = None
+    degraded: tuple[str, ...] = ()
+    """What had to be given up for want of memory."""
     started: datetime
     ended: datetime
     aggregation: dict[str, Any] | None = None
@@ -73,6 +77,8 @@ class SessionRecord(BaseModel):
     created: datetime
     ended: datetime | None = None
     error: str | None = None
+    degraded: tuple[str, ...] = ()
+    """What any step had to give up for want of memory."""
     files: dict[str, str] = Field(default_factory=dict)
     """File name of each finished step, by step id, in order."""
 
@@ -121,7 +127,8 @@ class Session:
     def add(self, step: StepRecord, file_name: str) -> None:
         """Save one finished step."""
         write_whole(self.path / file_name, step.model_dump_json(indent=2) + "\n")
-        self._update(files={**self.record.files, step.id: file_name})
+        degraded = dict.fromkeys((*self.record.degraded, *step.degraded))
+        self._update(files={**self.record.files, step.id: file_name}, degraded=tuple(degraded))
 
     def complete(self, answer: str) -> None:
         write_whole(self.path / "final.txt", answer + "\n")
@@ -169,7 +176,7 @@ def step_files(number: int, members: list[str], aggregated: bool) -> dict[str | 
 
 def list_sessions(folder: Path) -> Iterator[SessionRecord | SessionError]:
     """Every session in `folder`, in order of number; a damaged one as the error that says so."""
-    for path in sorted((p for p in folder.glob("session_*") if p.is_dir() and _number(p) > 0), key=_number):
+    for path in sorted((p for p in folder.glob("session_*") if p.is_dir() and _number(p) >= 0), key=_number):
         try:
             yield load_session(folder, path.name)
         except SessionError as error:

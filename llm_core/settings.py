@@ -1,8 +1,17 @@
 """Where things are: folders from the environment, `.env`, or the current folder."""
 
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from llm_core.machine import Limits
+
+
+def _either(name: str) -> AliasChoices:
+    """`GGUF_FLOW_NAME` or plain `NAME`."""
+    return AliasChoices(f"GGUF_FLOW_{name}", name)
 
 
 class Settings(BaseSettings):
@@ -16,6 +25,28 @@ class Settings(BaseSettings):
     sessions_dir: Path | None = None
     cache_dir: Path = Path("~/.cache/gguf-flow")
     """File hashes and memory estimates; safe to delete."""
+
+    gpu_index: Annotated[int | None, Field(ge=0, validation_alias=_either("GPU_INDEX"))] = None
+    """The one GPU to use; all of them if unset."""
+    max_vram_usage_percent: Annotated[
+        float, Field(gt=0, le=100, validation_alias=_either("MAX_VRAM_USAGE_PERCENT"))
+    ] = 95
+    vram_reserve_mb: Annotated[int, Field(ge=0, validation_alias=_either("VRAM_RESERVE_MB"))] = 512
+    max_ram_usage_percent: Annotated[float, Field(gt=0, le=100, validation_alias=_either("MAX_RAM_USAGE_PERCENT"))] = 90
+    ram_reserve_mb: Annotated[int, Field(ge=0, validation_alias=_either("RAM_RESERVE_MB"))] = 512
+    idle_ttl_s: float | None = Field(600, gt=0)
+    """How long a model of a persistent pipeline stays loaded without being asked."""
+
+    @property
+    def limits(self) -> Limits:
+        """What of the machine models may use."""
+        return Limits(
+            self.gpu_index,
+            self.max_vram_usage_percent,
+            self.vram_reserve_mb * 2**20,
+            self.max_ram_usage_percent,
+            self.ram_reserve_mb * 2**20,
+        )
 
     @property
     def root(self) -> Path:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from llm_core import errors
-from llm_core.errors import GenerationTimeout, ModelCrashed
+from llm_core.child_process import child_environment
+from llm_core.errors import GenerationTimeout, ModelCrashed, ModelOutOfMemory
 from llm_core.generation import GenerateRequest, GenerateResult
+from llm_core.machine import oom_kills
+from llm_core.out_of_memory import is_out_of_memory
 from llm_core.parameters import LoadParams
 
 OnToken = Callable[[str, int], None]
@@ -25,7 +28,6 @@ OnToken = Callable[[str, int], None]
 
 TIMEOUT_GRACE_S = 2.0
 """How long past `timeout_s` a child may take to end a generation itself before it is killed."""
-_PACKAGE_ROOT = str(Path(__file__).parent.parent)
 
 
 class ModelWorker:
@@ -42,6 +44,7 @@ class ModelWorker:
 
     def __init__(self, load: LoadParams, model: str) -> None:
         self.load, self.model = load, model
+        self._oom_kills = oom_kills()
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
         self._process = subprocess.Popen(
             [sys.executable, "-m", "llm_core.worker_child"],
@@ -50,7 +53,7 @@ class ModelWorker:
             stderr=self._stderr,
             text=True,
             start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle
-            env=_child_environment(),
+            env=child_environment(load.gpu),
         )
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
@@ -141,7 +144,7 @@ class ModelWorker:
             raise self._crash("receiving a request") from None
 
     def _try_cancel(self, id: int) -> None:
-        with contextlib.suppress(ModelCrashed):
+        with contextlib.suppress(ModelCrashed, ModelOutOfMemory):
             self._send(cancel=id)
 
     def _read(self) -> None:
@@ -163,15 +166,17 @@ class ModelWorker:
             for inbox in self._inboxes.values():
                 inbox.put(None)
 
-    def _crash(self, doing: str) -> ModelCrashed:
+    def _crash(self, doing: str) -> ModelCrashed | ModelOutOfMemory:
         code = self._process.wait()
         how = f"exit code {code}"
         if code < 0:
             how = f"signal {signal.Signals(-code).name}"
-        hint = "; the system may have run out of memory" if code == -signal.SIGKILL else ""
         said = self._last_words()
-        return ModelCrashed(
-            f"model '{self.model}' ({Path(self.load.path).name}): its process ended by {how} while {doing}{hint}"
+        killed_for_memory = code == -signal.SIGKILL and oom_kills() != self._oom_kills
+        error_class = ModelOutOfMemory if killed_for_memory or is_out_of_memory(said) else ModelCrashed
+        return error_class(
+            f"model '{self.model}' ({Path(self.load.path).name}): its process ended by {how} while {doing}"
+            + ("; the system had run out of memory" if killed_for_memory else "")
             + (f"; it said: {said}" if said else "")
         )
 
@@ -180,11 +185,5 @@ class ModelWorker:
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - 8192))
         lines = [line.strip() for line in self._stderr.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        asserts = [line for line in lines if "GGML_ASSERT" in line]
+        asserts = [line for line in lines if "GGML_ASSERT" in line or is_out_of_memory(line)]
         return (asserts or lines or [""])[-1][:300]
-
-
-def _child_environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [_PACKAGE_ROOT, os.environ.get("PYTHONPATH")]))
-    # Without GGML_NO_BACKTRACE an abort first starts a debugger to print its stack.
-    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "GGML_NO_BACKTRACE": "1"}

@@ -55,7 +55,9 @@ def _receive(engine: Any, message: dict[str, Any]) -> None:
     request = message["request"]
     sampling = SamplingParams(**{**request["sampling"], "stop": tuple(request["sampling"]["stop"])})
     messages = tuple((role, content) for role, content in request["messages"])
-    engine.submit(message["generate"], GenerateRequest(messages, sampling, request["strip_reasoning"]))
+    engine.submit(
+        message["generate"], GenerateRequest(messages, sampling, request["strip_reasoning"], request["threads"])
+    )
 
 
 def _report(out: TextIO, event: Any) -> None:

@@ -44,11 +44,11 @@ def _merge(
     if plan.kind == "synthesis":
         assert plan.synthesis
         message = synthesis_message(run.question, answers, plan.synthesis.instructions)
-        return ask(run, stage, plan.synthesis, step, message), {}
+        return ask(run, stage, plan.synthesis, step, message, _threads(run, stage)), {}
     if plan.kind == "custom_template":
         text = render_template(plan.template or "", question=run.question, inputs=inputs, answers=answers)
         if plan.synthesis:
-            return ask(run, stage, plan.synthesis, step, text), {}
+            return ask(run, stage, plan.synthesis, step, text, _threads(run, stage)), {}
     elif plan.kind == "majority_vote":
         text, counts = majority_vote(answers)
         evidence = {"counts": counts}
@@ -63,3 +63,8 @@ def _merge(
         ended=datetime.now(UTC),
     )
     return plain, evidence
+
+
+def _threads(run: Run, stage: StagePlan) -> int:
+    """Of the synthesis model, which decodes when all members are done; its placement comes last."""
+    return run.stage(stage.id).placements[-1].threads

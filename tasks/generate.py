@@ -12,6 +12,7 @@ from llm_core.generation import GenerateRequest
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import chat, stage_output, user_message
 from llm_core.session import StepRecord, step_files
+from tasks.preflight import Admission
 from tasks.record import record
 from tasks.run import Run, progress
 
@@ -28,14 +29,16 @@ def crashed(task: Any, task_run: Any, state: Any) -> bool:
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=crashed)
-def generate(run: Run, stage: StagePlan, call: Call, inputs: dict[str, StepRecord]) -> StepRecord:
+def generate(run: Run, stage: StagePlan, call: Call, admission: Admission, inputs: dict[str, StepRecord]) -> StepRecord:
     """Ask `call`'s model; the answer is in the session before the task ends.
 
     Args:
+        admission: of this stage's preflight.
         inputs: the last step of each stage that this one reads.
     """
     texts = {source: step.output or step.text for source, step in inputs.items()}
-    answer = ask(run, stage, call, f"{stage.id}: {call.member}", user_message(run.question, texts, call.instructions))
+    message = user_message(run.question, texts, call.instructions)
+    answer = ask(run, stage, call, f"{stage.id}: {call.member}", message, admission.threads[call.member])
     single = stage.aggregation is None
     output = stage_output(stage.output_mode, run.question, texts, answer.text) if single else None
     answer = answer.model_copy(update={"output": output, "position": stage.calls.index(call)})
@@ -44,13 +47,18 @@ def generate(run: Run, stage: StagePlan, call: Call, inputs: dict[str, StepRecor
     return answer
 
 
-def ask(run: Run, stage: StagePlan, call: Call, step: str, message: str) -> StepRecord:
+def ask(run: Run, stage: StagePlan, call: Call, step: str, message: str, threads: int) -> StepRecord:
     """One generation as the record of `step`, shown to whoever watches."""
     watcher = progress.get()
     started = datetime.now(UTC)
-    request = GenerateRequest(chat(call.system_prompt, message), call.sampling, call.strip_reasoning)
+    request = GenerateRequest(chat(call.system_prompt, message), call.sampling, call.strip_reasoning, threads)
+    load = run.placed[call]
     watcher.begin(step, call.model)
-    result = run.pool.generate(call.load, call.model, request, lambda _, n: watcher.token(step, n))
+    result = run.pool.generate(load, call.model, request, lambda _, n: watcher.token(step, n))
+    if not result.degraded:
+        run.estimates.measured(load, result.peak_rss_bytes, result.peak_vram_bytes)
+    for note in result.degraded:
+        watcher.say(note)
     answer = StepRecord(
         id=f"{stage.number} {step}",
         number=stage.number,
@@ -58,7 +66,7 @@ def ask(run: Run, stage: StagePlan, call: Call, step: str, message: str) -> Step
         member=call.member,
         model=call.model,
         system_prompt=call.system_prompt,
-        parameters={**asdict(call.sampling), **asdict(call.load)} | {"seed": result.seed},
+        parameters={**asdict(call.sampling), **asdict(load), "threads": threads} | {"seed": result.seed},
         started=started,
         ended=datetime.now(UTC),
         **asdict(result),

@@ -3,8 +3,12 @@
 from contextvars import ContextVar
 from typing import Protocol
 
+from llm_core.machine import Bytes
+from llm_core.memory import MemoryEstimates, ModelNeed
+from llm_core.parameters import LoadParams
 from llm_core.plan import Plan
 from llm_core.pool import ModelPool
+from llm_core.residency import Residency, StageResidency
 from llm_core.session import Session, StepRecord
 
 
@@ -14,6 +18,7 @@ class Progress(Protocol):
     def begin(self, step: str, model: str) -> None: ...
     def token(self, step: str, n_tokens: int) -> None: ...
     def end(self, step: str, record: StepRecord) -> None: ...
+    def say(self, line: str) -> None: ...
 
 
 class Silent:
@@ -22,6 +27,7 @@ class Silent:
     def begin(self, step: str, model: str) -> None: ...
     def token(self, step: str, n_tokens: int) -> None: ...
     def end(self, step: str, record: StepRecord) -> None: ...
+    def say(self, line: str) -> None: ...
 
 
 progress: ContextVar[Progress] = ContextVar("progress", default=Silent())  # noqa: B039  it holds no state
@@ -34,5 +40,31 @@ class Run:
     Not a dataclass: Prefect walks into those when it looks for futures among a task's parameters.
     """
 
-    def __init__(self, plan: Plan, question: str, pool: ModelPool, session: Session) -> None:
-        self.plan, self.question, self.pool, self.session = plan, question, pool, session
+    def __init__(
+        self,
+        plan: Plan,
+        question: str,
+        residency: Residency,
+        pool: ModelPool,
+        estimates: MemoryEstimates,
+        session: Session,
+        cores: int,
+    ) -> None:
+        self.plan, self.question, self.residency, self.pool = plan, question, residency, pool
+        self.estimates, self.session, self.cores = estimates, session, cores
+        self.placed = {p.call: p.load for stage in residency.stages for p in stage.placements}
+
+    def need(self, load: LoadParams) -> ModelNeed:
+        return self.estimates.need(load)
+
+    def stage(self, stage_id: str) -> StageResidency:
+        return next(stage for stage in self.residency.stages if stage.stage == stage_id)
+
+    def model_of(self, load: LoadParams) -> str:
+        return next(call.model for call, placed in self.placed.items() if placed == load)
+
+    def memory_now(self) -> Bytes:
+        """What this run's models may take now: the pool's budget, or less where others have taken memory since."""
+        free = self.pool.free_now()
+        held = {name: sum(r.bytes.get(name, 0) for r in self.pool.status()) for name in free}
+        return {name: min(size, free.get(name, size) + held.get(name, 0)) for name, size in self.pool.budget.items()}

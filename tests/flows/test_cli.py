@@ -187,7 +187,7 @@ def test_plan_shows_stages_inputs_models_and_parameters_without_loading(small_pr
 def test_models_table_shows_what_the_header_says(small_project: Project) -> None:
     process = gguf_flow("models")
     assert [line.split() for line in process.stdout.splitlines()] == [
-        ["name", "file", "state", "size", "quantization", "context"],
+        ["name", "file", "state", "size", "quantization", "context", "memory"],
         ["a", "a.gguf", "ready", "93.8", "MiB", "Q4_1", "8192"],
         ["b", "a.gguf", "ready", "93.8", "MiB", "Q4_1", "8192"],
     ]

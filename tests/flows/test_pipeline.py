@@ -140,9 +140,12 @@ async def test_prefect_graph_shows_the_fan_out_of_three_and_the_merge_of_one(exa
     }
     panel = {"panel: smollm2", "panel: smollm2-bold", "panel: smollm2-plain"}
     assert upstream == {
-        "draft: smollm2": set(),
-        "critique: smollm2-plain": {"draft: smollm2"},
-        **{member: {"draft: smollm2", "critique: smollm2-plain"} for member in panel},
+        "preflight: draft": set(),
+        "draft: smollm2": {"preflight: draft"},
+        "preflight: critique": {"draft: smollm2"},
+        "critique: smollm2-plain": {"preflight: critique", "draft: smollm2"},
+        "preflight: panel": {"draft: smollm2", "critique: smollm2-plain"},
+        **{member: {"preflight: panel", "draft: smollm2", "critique: smollm2-plain"} for member in panel},
         "panel: synthesis": panel | {"draft: smollm2", "critique: smollm2-plain"},
     }
     assert flow_run.name == f"base {result.session_id}"
@@ -161,6 +164,9 @@ async def test_each_step_the_timings_and_the_answer_are_artifacts(example_projec
         "base-panel-smollm2-bold",
         "base-panel-smollm2-plain",
         "base-panel-aggregation",
+        "base-draft-memory",
+        "base-critique-memory",
+        "base-panel-memory",
         "base-timings",
         "base-final-answer",
     }

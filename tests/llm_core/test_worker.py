@@ -24,7 +24,7 @@ def request(question: str, sampling: SamplingParams = GREEDY, system: str | None
 
 @pytest.fixture(scope="module")
 def load(smollm: Path) -> LoadParams:
-    return LoadParams(str(smollm), n_ctx=512, n_gpu_layers=0, threads=1)
+    return LoadParams(str(smollm), n_ctx=512, n_gpu_layers=0)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_file_that_llama_cpp_refuses_is_a_load_error_with_its_reason(tmp_path: P
     with pytest.raises(
         ModelLoadError, match=r"model 'bad': llama\.cpp cannot load .*bad\.gguf: .*not within the file bounds"
     ):
-        ModelWorker(LoadParams(str(bad), n_ctx=512, n_gpu_layers=0, threads=1), "bad")
+        ModelWorker(LoadParams(str(bad), n_ctx=512, n_gpu_layers=0), "bad")
 
 
 def test_close_ends_the_process_even_in_mid_generation(load: LoadParams) -> None:
@@ -154,7 +154,7 @@ def test_model_process_ends_when_its_parent_is_killed(load: LoadParams, tmp_path
 
     script = (
         "import os, signal\nfrom llm_core.worker import ModelWorker\nfrom llm_core.parameters import LoadParams\n"
-        f"worker = ModelWorker(LoadParams({load.path!r}, 512, 0, 1), 'smol')\n"
+        f"worker = ModelWorker(LoadParams({load.path!r}, 512), 'smol')\n"
         "print(worker.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     parent = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -1,0 +1,340 @@
+"""Plan × budget → who is resident when, where, and with how many threads. Pure functions; nothing is loaded."""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import TypeVar
+
+from llm_core.errors import InsufficientMemory
+from llm_core.machine import RAM, Bytes, device
+from llm_core.memory import ModelNeed
+from llm_core.parameters import LoadParams
+from llm_core.plan import Call, Plan, StagePlan
+
+Need = Callable[[LoadParams], ModelNeed]
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One call's model: how it is loaded, and with how many threads it decodes."""
+
+    call: Call
+    load: LoadParams
+    threads: int
+
+
+@dataclass(frozen=True)
+class StageResidency:
+    """One stage: its members side by side in memory or one after another, and what that does to the resident models."""
+
+    stage: str
+    parallel: bool
+    placements: tuple[Placement, ...]
+    """Of the stage's members, then of its synthesis model if it has one."""
+    loaded: tuple[LoadParams, ...]
+    evicted: tuple[LoadParams, ...]
+    prefetched: tuple[LoadParams, ...]
+    """The next stage's models that fit beside this one's."""
+    peak: Bytes
+
+
+@dataclass(frozen=True)
+class Residency:
+    """The memory plan of a whole run."""
+
+    budget: Bytes
+    needs: Mapping[LoadParams, ModelNeed]
+    stages: tuple[StageResidency, ...]
+
+
+def by_device(need: ModelNeed) -> dict[str, int]:
+    vram = {device(need.gpu): need.vram_bytes} if need.gpu is not None else {}
+    return {RAM: need.ram_bytes, **vram}
+
+
+def sums(needs: Iterable[Bytes]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for need in needs:
+        for name, size in need.items():
+            total[name] = total.get(name, 0) + size
+    return total
+
+
+def fits(needs: Iterable[Bytes], within: Bytes) -> bool:
+    return all(size <= within.get(name, 0) for name, size in sums(needs).items())
+
+
+def choose_victims(
+    idle: Mapping[Key, Bytes], shortage: Bytes, next_use: Callable[[Key], float], last_use: Callable[[Key], float]
+) -> list[Key] | None:
+    """Whom to evict so that `shortage` bytes become free: the furthest next use first (Belady), then the least recent.
+
+    Returns `None` where even all of `idle` is not enough; one that frees nothing on a short device is spared.
+    """
+    missing = {name: size for name, size in shortage.items() if size > 0}
+    victims: list[Key] = []
+    for key in sorted(idle, key=lambda k: (-next_use(k), last_use(k))):
+        if not any(size > 0 for size in missing.values()):
+            break
+        if any(missing.get(name, 0) > 0 and size > 0 for name, size in idle[key].items()):
+            victims.append(key)
+            missing = {name: size - idle[key].get(name, 0) for name, size in missing.items()}
+    return victims if all(size <= 0 for size in missing.values()) else None
+
+
+def fitting_layers(load: LoadParams, n_layers: int, vram_bytes: int, need: Need) -> int:
+    """The most layers of `load` that fit into `vram_bytes` of its GPU; 0 when not even one does.
+
+    `n_layers` counts the output layer too. Need grows with layers, so a bisection finds it in log2(n) dry runs.
+    """
+    most, too_many = 0, n_layers + 1
+    while too_many - most > 1:
+        layers = (most + too_many) // 2
+        if need(replace(load, n_gpu_layers=layers)).vram_bytes <= vram_bytes:
+            most = layers
+        else:
+            too_many = layers
+    return most
+
+
+def place(plan: Plan, within: Bytes, need: Need) -> dict[Call, LoadParams]:
+    """Device and GPU layers of every call, decided once for the run so that no stage loads a model anew.
+
+    A call gets the layers it asks for, or as many as fit beside the models it shares a stage with; the rest, and all
+    of a model that gets none, stays on the CPU.
+    """
+    placed: dict[tuple[LoadParams, int | None], LoadParams] = {}
+    companions = _companions(plan)
+    for call in plan.calls:
+        wish = (call.load, call.n_gpu_layers)
+        if wish in placed:
+            continue
+        beside = {other for group in companions if wish in group for other in group}
+        loads = dict.fromkeys(placed[other] for other in beside if other in placed)
+        free = dict(within)
+        for load in loads:
+            for name, size in by_device(need(load)).items():
+                free[name] = free.get(name, 0) - size
+        placed[wish] = _place_one(call, free, need)
+    return {call: placed[call.load, call.n_gpu_layers] for call in plan.calls}
+
+
+def _companions(plan: Plan) -> list[set[tuple[LoadParams, int | None]]]:
+    together = plan.execution_mode in ("parallel", "auto", "persistent")
+    return [{(c.load, c.n_gpu_layers) for c in stage.calls} for stage in plan.stages] if together else []
+
+
+def _place_one(call: Call, free: Bytes, need: Need) -> LoadParams:
+    gpus = sorted((name for name in free if name != RAM), key=lambda name: -free[name])
+    if not gpus or call.n_gpu_layers == 0:
+        return replace(call.load, n_gpu_layers=0, gpu=None)
+    gpu = gpus[0]
+    on_gpu = replace(call.load, gpu=int(gpu.removeprefix("GPU ")))
+    wished = call.n_layers if call.n_gpu_layers in (None, -1) else min(call.n_gpu_layers or 0, call.n_layers)
+    whole = replace(on_gpu, n_gpu_layers=wished)
+    if need(whole).vram_bytes <= free[gpu]:
+        return whole
+    layers = fitting_layers(on_gpu, wished, free[gpu], need)
+    return replace(on_gpu, n_gpu_layers=layers) if layers else replace(call.load, n_gpu_layers=0, gpu=None)
+
+
+def decide(
+    stage: StagePlan, mode: str, on_insufficient: str, placed: Mapping[Call, LoadParams], within: Bytes, need: Need
+) -> bool:
+    """Whether the stage's members are resident side by side; a single model is.
+
+    Raises:
+        InsufficientMemory: what is needed, what there is, and what would help.
+    """
+    loads = list(dict.fromkeys(placed[call] for call in stage.calls))
+    names = {placed[call]: call.model for call in stage.calls}
+    needs = {load: by_device(need(load)) for load in loads}
+    if mode != "sequential" and fits(needs.values(), within):
+        return True
+    too_large = [load for load in loads if not fits([needs[load]], within)]
+    if too_large:
+        raise InsufficientMemory(
+            f"{stage.id} needs {_amounts(needs[too_large[0]], within)} for {names[too_large[0]]} alone, "
+            f"{_available(within, needs[too_large[0]])} available: lower n_ctx or take a smaller quantization"
+        )
+    if mode == "parallel" and on_insufficient == "fail":
+        total = sums(needs.values())
+        largest = {name: max(n.get(name, 0) for n in needs.values()) for name in total}
+        raise InsufficientMemory(
+            f"{stage.id} needs {_amounts(total, within)} for {' + '.join(names.values())}, "
+            f"{_available(within, total)} available; sequential would need {_sizes(largest)}: "
+            "set execution_mode: sequential or auto"
+        )
+    return len(loads) == 1
+
+
+def threads_for(
+    stage: StagePlan, mode: str, parallel: bool, placed: Mapping[Call, LoadParams], cores: int
+) -> dict[Call, int]:
+    """Decoding threads of each call, so that what decodes at once never exceeds the cores.
+
+    Models on the CPU share the cores where there is one for each, else they decode in turn with all of them: two
+    threads on one core cost more than they bring (llama.cpp's threads spin at their barriers). A model that lies
+    wholly on a GPU takes one.
+    """
+    on_cpu = {placed[call] for call in stage.calls if not _wholly_on_gpu(call, placed[call])}
+    at_once = len(on_cpu) if parallel and (mode == "parallel" or len(on_cpu) <= cores) else 1
+    share = max(1, cores // max(1, at_once))
+    return {
+        call: 1 if _wholly_on_gpu(call, placed[call]) else min(call.threads or cores, share) for call in stage.calls
+    }
+
+
+def _wholly_on_gpu(call: Call, load: LoadParams) -> bool:
+    return load.gpu is not None and (load.n_gpu_layers < 0 or load.n_gpu_layers >= call.n_layers)
+
+
+def plan_residency(plan: Plan, within: Bytes, need: Need, cores: int) -> Residency:
+    """The whole run on paper: loads, evictions, prefetches and peaks, stage by stage.
+
+    Raises:
+        InsufficientMemory: a stage can never run within this budget; nothing has been loaded.
+    """
+    placed = place(plan, within, need)
+    parallel = {
+        stage.id: decide(stage, plan.execution_mode, plan.on_insufficient_memory, placed, within, need)
+        for stage in plan.stages
+    }
+    steps = _steps(plan, placed, parallel)
+    needs = {load: need(load) for _, group in steps for load in group}
+    for stage, group in steps:
+        if not fits([by_device(needs[load]) for load in group], within):
+            decide(_only_synthesis(plan, stage), "sequential", "fail", placed, within, need)
+    history = _simulate(steps, {load: by_device(n) for load, n in needs.items()}, within, plan.execution_mode)
+    stages = tuple(
+        _stage_residency(plan, position, parallel, placed, history, needs, within, cores)
+        for position in range(len(plan.stages))
+    )
+    return Residency(within, needs, stages)
+
+
+def _steps(
+    plan: Plan, placed: Mapping[Call, LoadParams], parallel: Mapping[str, bool]
+) -> list[tuple[str, list[LoadParams]]]:
+    """Stage id and the loads that must be resident at one time, in order of execution."""
+    steps = []
+    for stage in plan.stages:
+        loads = list(dict.fromkeys(placed[call] for call in stage.calls))
+        steps += [(stage.id, loads)] if parallel[stage.id] else [(stage.id, [load]) for load in loads]
+        if stage.aggregation and stage.aggregation.synthesis:
+            steps.append((stage.id, [placed[stage.aggregation.synthesis]]))
+    return steps
+
+
+def _only_synthesis(plan: Plan, stage_id: str) -> StagePlan:
+    stage = next(stage for stage in plan.stages if stage.id == stage_id)
+    assert stage.aggregation
+    assert stage.aggregation.synthesis
+    return replace(stage, calls=(stage.aggregation.synthesis,))
+
+
+@dataclass(frozen=True)
+class _Event:
+    stage: str
+    loaded: tuple[LoadParams, ...]
+    evicted: tuple[LoadParams, ...]
+    resident: frozenset[LoadParams]
+
+
+def _simulate(
+    steps: Sequence[tuple[str, list[LoadParams]]], needs: Mapping[LoadParams, Bytes], within: Bytes, mode: str
+) -> list[_Event]:
+    resident: dict[LoadParams, int] = {}
+    events = []
+    for now, (stage, group) in enumerate(steps):
+        idle = {load: needs[load] for load in resident if load not in group}
+        missing = [load for load in group if load not in resident]
+        wanted = sums(needs[load] for load in [*resident, *missing])
+        shortage = {name: size - within.get(name, 0) for name, size in wanted.items()}
+        next_use = next_uses(steps, now)
+        victims = list(idle) if mode == "sequential" else choose_victims(idle, shortage, next_use, resident.__getitem__)
+        for load in victims or []:
+            del resident[load]
+        resident |= dict.fromkeys(group, now)
+        events.append(_Event(stage, tuple(missing), tuple(victims or ()), frozenset(resident)))
+    return events
+
+
+def next_uses(steps: Sequence[tuple[str, list[LoadParams]]], now: int) -> Callable[[LoadParams], float]:
+    """When each load is wanted next after step `now`; infinity for never."""
+
+    def next_use(load: LoadParams) -> float:
+        return next((float(later) for later in range(now + 1, len(steps)) if load in steps[later][1]), inf)
+
+    return next_use
+
+
+def _stage_residency(
+    plan: Plan,
+    position: int,
+    parallel: Mapping[str, bool],
+    placed: Mapping[Call, LoadParams],
+    history: list[_Event],
+    needs: Mapping[LoadParams, ModelNeed],
+    within: Bytes,
+    cores: int,
+) -> StageResidency:
+    stage = plan.stages[position]
+    events = [event for event in history if event.stage == stage.id]
+    threads = threads_for(stage, plan.execution_mode, parallel[stage.id], placed, cores)
+    placements = [Placement(call, placed[call], threads[call]) for call in stage.calls]
+    if stage.aggregation and stage.aggregation.synthesis:
+        call = stage.aggregation.synthesis
+        alone = threads_for(replace(stage, calls=(call,)), plan.execution_mode, True, placed, cores)
+        placements.append(Placement(call, placed[call], alone[call]))
+    usage = [sums(by_device(needs[load]) for load in event.resident) for event in events]
+    peak = {name: max(use.get(name, 0) for use in usage) for name in within}
+    return StageResidency(
+        stage=stage.id,
+        parallel=parallel[stage.id],
+        placements=tuple(placements),
+        loaded=tuple(load for event in events for load in event.loaded),
+        evicted=tuple(load for event in events for load in event.evicted),
+        prefetched=_prefetched(plan, position, placed, events[-1].resident, needs, within),
+        peak=peak,
+    )
+
+
+def _prefetched(
+    plan: Plan,
+    position: int,
+    placed: Mapping[Call, LoadParams],
+    resident: frozenset[LoadParams],
+    needs: Mapping[LoadParams, ModelNeed],
+    within: Bytes,
+) -> tuple[LoadParams, ...]:
+    """The next stage's models, as long as they fit beside what is resident; a sequential run prefetches nothing."""
+    if plan.execution_mode == "sequential" or position + 1 == len(plan.stages):
+        return ()
+    chosen: list[LoadParams] = []
+    for load in dict.fromkeys(placed[call] for call in plan.stages[position + 1].calls):
+        beside = [by_device(needs[other]) for other in {*resident, *chosen, load}]
+        if load not in resident and fits(beside, within):
+            chosen.append(load)
+    return tuple(chosen)
+
+
+def _amounts(need: Bytes, within: Bytes) -> str:
+    """`9.8 GiB of RAM`; where a budget is given, only the devices that are short, if any is."""
+    short = {name: size for name, size in need.items() if name in within and size > within[name]} or need
+    return " and ".join(f"{gib(size)} of {name}" for name, size in short.items())
+
+
+def _sizes(need: Bytes) -> str:
+    return gib(next(iter(need.values()))) if len(need) == 1 else _amounts(need, {})
+
+
+def _available(within: Bytes, need: Bytes) -> str:
+    short = [name for name, size in need.items() if size > within.get(name, 0)]
+    return " and ".join(gib(within.get(name, 0)) for name in short)
+
+
+def gib(size: int) -> str:
+    """`9.8 GiB`, or `214 MiB` under one GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

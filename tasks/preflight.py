@@ -1,0 +1,66 @@
+"""The precondition of a stage: is there memory for its models now, and side by side or one after another?"""
+
+from dataclasses import dataclass
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from llm_core.errors import InsufficientMemory
+from llm_core.machine import RAM
+from llm_core.memory_plan import needs_table
+from llm_core.plan import StagePlan
+from llm_core.residency import by_device, decide, fits, gib, sums, threads_for
+from llm_core.session import StepRecord
+from tasks.record import artifact_key
+from tasks.run import Run
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What a stage's model tasks may do: `threads` by member; `parallel`: all its models are resident together."""
+
+    stage: str
+    parallel: bool
+    threads: dict[str, int]
+
+
+@task(cache_policy=NO_CACHE)
+def preflight(run: Run, stage: StagePlan, inputs: dict[str, StepRecord]) -> Admission:
+    """Decide for this stage by the memory there is now, show need against budget, and begin to load.
+
+    Args:
+        inputs: waited for, so that the decision is made when the stage is about to run.
+
+    Raises:
+        InsufficientMemory: refused, with what would help; not retried.
+    """
+    within, placed, plan = run.memory_now(), run.placed, run.plan
+    parallel = decide(stage, plan.execution_mode, plan.on_insufficient_memory, placed, within, run.need)
+    threads = threads_for(stage, plan.execution_mode, parallel, placed, run.cores)
+    placements = run.stage(stage.id).placements
+    create_table_artifact(
+        key=artifact_key(plan.pipeline, stage.id, "memory"),
+        table=needs_table(placements, run.residency),
+        description=_decision(run, stage, parallel),
+    )
+    if parallel:
+        for placement in placements:
+            run.pool.prefetch(placement.load, placement.call.model)
+        for load in run.stage(stage.id).prefetched:
+            run.pool.prefetch(load, run.model_of(load))
+    return Admission(stage.id, parallel, {call.member: threads[call] for call in stage.calls})
+
+
+@task(name="preflight", task_run_name="preflight", cache_policy=NO_CACHE)
+def refuse(refusal: InsufficientMemory) -> None:
+    """Fail with `refusal`: the whole run can never fit."""
+    raise refusal
+
+
+def _decision(run: Run, stage: StagePlan, parallel: bool) -> str:
+    needs = {run.placed[call]: by_device(run.need(run.placed[call])) for call in stage.calls}
+    total = sums(needs.values())
+    how = "fits" if len(needs) == 1 else "side by side" if parallel else "one after another"
+    room = "" if fits(needs.values(), run.memory_now()) else ", not all at once"
+    return f"{stage.id}: {how}{room}; all its models together need {gib(total[RAM])} of RAM"

@@ -1,0 +1,1 @@
+"""Measurements, side by side in one run. Each module prints a table: `python -m tests.benchmarks.NAME`."""
