@@ -20,6 +20,7 @@ from llm_core.memory_plan import memory_plan
 from llm_core.overrides import override
 from llm_core.pipeline import BASE, PipelineSpec, load_pipeline, load_pipelines
 from llm_core.plan import make_plan
+from llm_core.prompts import check_question
 from llm_core.registry import ModelEntry, ModelsDocument, load_registry, model_path, models_directory
 from llm_core.residency import plan_residency
 from llm_core.session import check_writable, list_sessions, load_session, load_steps
@@ -62,8 +63,7 @@ def run(
     from flows.run_command import run_question
 
     text = sys.stdin.read() if question is None and not sys.stdin.isatty() else question or ""
-    if not text.strip():
-        raise InputError("the question is empty; give some text to answer")
+    check_question(text)
     settings = Settings()
     spec = override(load_pipeline(settings.pipeline_file, pipeline), set or [])
     make_plan(spec, load_registry(settings), source=settings.pipeline_file)

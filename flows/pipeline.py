@@ -17,14 +17,15 @@ from prefect.states import Failed
 from flows.pools import run_pool
 from flows.result import PipelineFailed, PipelineResult
 from flows.snapshot import config_snapshot
-from llm_core.errors import InputError, InsufficientMemory
+from llm_core.call_params import LoadParams
+from llm_core.errors import InsufficientMemory
 from llm_core.machine import budget, physical_cores, read_machine
 from llm_core.machine_lock import machine_lock
 from llm_core.memory import MemoryEstimates
-from llm_core.parameters import LoadParams
 from llm_core.pipeline import PipelineSpec
 from llm_core.plan import Plan, StagePlan, make_plan
 from llm_core.pool import ModelPool
+from llm_core.prompts import check_question
 from llm_core.registry import load_registry
 from llm_core.residency import Residency, StageResidency, plan_residency
 from llm_core.session import Session, StepRecord
@@ -123,12 +124,6 @@ async def _in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
         yield value
     finally:
         await asyncio.to_thread(manager.__exit__, None, None, None)
-
-
-def check_question(question: str) -> None:
-    """Raises `InputError` for a question of nothing but space."""
-    if not question.strip():
-        raise InputError("the question is empty; give some text to answer")
 
 
 def _submit(run: Run) -> dict[str, StepFuture]:

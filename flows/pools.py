@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from llm_core.call_params import LoadParams
 from llm_core.gguf_file import read_gguf
 from llm_core.machine import budget, device, read_machine
 from llm_core.memory import MemoryEstimates
-from llm_core.parameters import LoadParams
 from llm_core.pool import ModelPool
 from llm_core.residency import fitting_layers
 from llm_core.settings import Settings

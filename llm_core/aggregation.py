@@ -38,9 +38,11 @@ def normalised(text: str) -> str:
 def majority_vote(answers: Mapping[str, str]) -> tuple[str, dict[str, int]]:
     """The answer most members gave, and the count of each normalised answer.
 
-    A tie goes to the answer whose first voter comes first in the stage. The text returned is that voter's own.
+    A tie goes to the answer whose first voter comes first in the stage; the text returned is that voter's own. An empty
+    answer is no vote, unless all are empty.
     """
     keys = {member: normalised(text) for member, text in answers.items()}
+    keys = {member: key for member, key in keys.items() if key} or keys
     counts = Counter(keys.values())  # keeps first-seen order, and most_common is stable
     winner = counts.most_common(1)[0][0]
     return next(answers[member] for member, key in keys.items() if key == winner), dict(counts)

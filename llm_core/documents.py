@@ -23,7 +23,7 @@ def near_name(name: object, known: Iterable[str]) -> str:
 class Document(BaseModel):
     """Base of everything that is read from YAML: frozen, and unknown keys are errors with the near name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

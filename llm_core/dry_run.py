@@ -9,8 +9,8 @@ import os
 import sys
 from typing import Any
 
+from llm_core.call_params import LoadParams
 from llm_core.errors import GgufFlowError
-from llm_core.parameters import LoadParams
 
 
 def main() -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import llama_cpp
 
+from llm_core.call_params import MAX_SEED, LoadParams, SamplingParams
 from llm_core.errors import ContextOverflow, GenerationTimeout, GgufFlowError, ModelCrashed, ModelOutOfMemory
 from llm_core.generation import GenerateRequest, GenerateResult
 from llm_core.llama_model import BATCH_TOKENS, LlamaModel
 from llm_core.machine import peak_rss_bytes, process_vram_bytes
 from llm_core.out_of_memory import is_out_of_memory
-from llm_core.parameters import MAX_SEED, LoadParams, SamplingParams
 from llm_core.text_stream import TextStream, split_reasoning
 
 PENALTY_WINDOW = 64
@@ -72,7 +72,7 @@ class Engine:
 
     def __init__(self, load: LoadParams) -> None:
         started = time.perf_counter()
-        self.load = load
+        self.load, self.threads = load, 1
         self.llama = LlamaModel(load)
         self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
         self._memory = llama_cpp.llama_get_memory(self.llama.context)
@@ -89,6 +89,7 @@ class Engine:
     def submit(self, id: int, request: GenerateRequest) -> None:
         """Queue a request; one that cannot run fails at the next step."""
         arrived = time.perf_counter()
+        self.threads = request.threads
         try:
             prompt = self.llama.template.render(request.messages)
             tokens = self.llama.tokenize(prompt)
@@ -118,7 +119,7 @@ class Engine:
         if not self._active:
             return events
         self._fill_batch()
-        self.llama.use_threads(max(answer.request.threads for answer in self._active))
+        self.llama.use_threads(self.threads)
         status = llama_cpp.llama_decode(self.llama.context, self._batch)
         if status != 0:
             return events + self._fail_all(f"llama_decode returned {status}")
@@ -179,7 +180,8 @@ class Engine:
         answer.stream.push(b"", last=True)
         text, reasoning = answer.stream.text.strip(), None
         if answer.request.strip_reasoning:
-            text, reasoning = split_reasoning(text)
+            opened = "<think>" if answer.prompt.rstrip().endswith("<think>") else ""  # by the chat template
+            text, reasoning = split_reasoning(opened + text)
         n = len(answer.completion)
         decode_s = answer.last_token - answer.first_token
         result = GenerateResult(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llm_core.parameters import SamplingParams
+from llm_core.call_params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class GenerateRequest:
     strip_reasoning: bool = False
     threads: int = 1
     """Decoding threads; those of everything that decodes at once must not exceed the physical cores."""
+    most_threads: int = 0
+    """Up to so many where cores come free meanwhile."""
 
 
 @dataclass(frozen=True)

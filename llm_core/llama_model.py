@@ -1,15 +1,16 @@
 """A GGUF loaded into this process: llama.cpp's model and context, tokens in and out."""
 
 import ctypes
+import os
 from collections import deque
 from functools import lru_cache
 
 import llama_cpp
 
+from llm_core.call_params import LoadParams
 from llm_core.chat_template import ChatTemplate
 from llm_core.errors import ModelLoadError, ModelOutOfMemory
 from llm_core.out_of_memory import is_out_of_memory
-from llm_core.parameters import LoadParams
 
 BATCH_TOKENS = 512
 """Most tokens in one decode call; llama.cpp's own default for a micro-batch."""
@@ -23,6 +24,7 @@ _errors: deque[str] = deque(maxlen=20)
 def _keep_errors(level: int, text: bytes, _: object) -> None:
     if level == _ERROR_LEVEL:
         _errors.append(text.decode("utf-8", "replace").strip())
+        os.write(2, text)  # ggml's CUDA errors are logged and then abort: only stderr outlives that
 
 
 class LlamaModel:

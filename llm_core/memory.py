@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_core.atomic_write import write_whole
+from llm_core.call_params import LoadParams
 from llm_core.child_process import child_environment
 from llm_core.gguf_file import GgufFile, read_gguf
-from llm_core.parameters import LoadParams
 
 DRY_RUN_LIMIT_S = 60.0
 CUDA_CONTEXT_BYTES = 500 * 2**20

@@ -4,7 +4,7 @@ import re
 
 _SIGNS = re.compile(
     r"out of memory|insufficient memory|unable to allocate|failed to allocate|cudaMalloc failed|bad_alloc"
-    r"|MemoryError|cannot allocate memory|alloc_tensor_range",
+    r"|MemoryError|cannot allocate memory|alloc_tensor_range|resource allocation failed|ALLOC_FAILED",
     re.IGNORECASE,
 )
 

@@ -6,9 +6,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from llm_core.aggregation import template_references
+from llm_core.call_params import MAX_SEED, LoadParams, SamplingParams
 from llm_core.documents import near_name
 from llm_core.errors import PlanError
-from llm_core.parameters import GenerationParams, LoadParams, SamplingParams
+from llm_core.parameters import GenerationParams
 from llm_core.pipeline import BASE, AggregationSpec, MemberSpec, PipelineSpec, StageSpec
 from llm_core.registry import LocalModel, ModelRegistry
 
@@ -115,7 +116,7 @@ class _Planner:
         try:
             sorter.prepare()
         except CycleError as error:
-            cycle = " → ".join(reversed(error.args[1]))
+            cycle = " → ".join(error.args[1])
             raise PlanError(f"{self.where}.stages: the stages wait for each other: {cycle}") from None
         written = [stage.id for stage in self.spec.stages]
         order: list[str] = []
@@ -152,7 +153,9 @@ class _Planner:
     def _call(self, key: str, stage: StageSpec, member: MemberSpec, before: list[Call]) -> Call:
         model = self._model(key, stage.id, member.model)
         written = member.generation.over(stage.generation)
-        repetition = sum(call.model == member.model for call in before)
+        repetition = 0
+        if member.generation.seed is None:  # one written for this member is taken as it is
+            repetition = sum(call.model == member.model for call in before)
         return Call(
             member=_free_label(member.model, {call.member for call in before}),
             model=member.model,
@@ -193,15 +196,15 @@ class _Planner:
         sampling = SamplingParams(**{name: value for name, value in chosen.items() if value is not None})
         if sampling.seed is None or sampling.seed < 0:
             return replace(sampling, seed=None)
-        return replace(sampling, seed=sampling.seed + repetition)
+        return replace(sampling, seed=(sampling.seed + repetition) % (MAX_SEED + 1))
 
     def _aggregation(
         self, key: str, stage: StageSpec, spec: AggregationSpec, calls: list[Call], inputs: tuple[str, ...]
     ) -> AggregationPlan:
         if spec.template:
-            known = {"inputs": set(inputs), "answers": {call.member for call in calls}}
+            known = {"inputs": list(inputs), "answers": [call.member for call in calls]}
             for variable, names in known.items():
-                for name in sorted(template_references(spec.template, variable) - names):
+                for name in sorted(template_references(spec.template, variable) - set(names)):
                     raise PlanError(f"{key}.template: unknown variable '{variable}.{name}'{near_name(name, names)}")
         if spec.type not in ("synthesis", "custom_template") or spec.synthesis_model is None:
             return AggregationPlan(spec.type, spec.template)

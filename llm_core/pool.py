@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Protocol
 
+from llm_core.call_params import LoadParams
 from llm_core.core_lease import CoreLease
 from llm_core.errors import GgufFlowError, InsufficientMemory, ModelOutOfMemory
 from llm_core.generation import GenerateRequest, GenerateResult
 from llm_core.machine import Bytes
 from llm_core.memory import ModelNeed
-from llm_core.parameters import LoadParams
 from llm_core.residency import by_device, choose_victims, fits, gib, sums
 from llm_core.worker import OnToken
 
@@ -33,6 +33,8 @@ class Worker(Protocol):
     @property
     def alive(self) -> bool: ...
     def generate(self, request: GenerateRequest, on_token: OnToken | None = None) -> GenerateResult: ...
+    def use_threads(self, threads: int) -> None: ...
+    def pause(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -66,6 +68,7 @@ class _Resident:
     answered: bool = False
     """Its load time has been told with its first answer."""
     last_used: float = field(default_factory=time.monotonic)
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def usable(self) -> bool:
@@ -221,12 +224,15 @@ class ModelPool:
     def _answer(
         self, load: LoadParams, model: str, request: GenerateRequest, on_token: OnToken | None
     ) -> GenerateResult:
-        with self._resident(load, model) as resident, self._cores.take(request.threads) as threads:
-            assert resident.worker
-            resident.worker.model = model
-            first, resident.answered = not resident.answered, True
-            result = resident.worker.generate(replace(request, threads=threads), on_token)
-            return replace(result, load_s=resident.worker.load_s if first else 0.0)
+        with self._resident(load, model) as resident:
+            worker = resident.worker
+            assert worker
+            worker.model = model
+            # One answer at a time: that is what a model is loaded for, and one lease of cores a process.
+            with resident.turn, self._cores.take(worker, request.threads, request.most_threads) as threads:
+                first, resident.answered = not resident.answered, True
+                result = worker.generate(replace(request, threads=threads), on_token)
+            return replace(result, load_s=worker.load_s if first else 0.0)
 
     @contextmanager
     def _resident(self, load: LoadParams, model: str) -> Iterator[_Resident]:

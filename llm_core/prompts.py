@@ -2,6 +2,22 @@
 
 from collections.abc import Mapping
 
+from llm_core.errors import InputError
+
+
+def check_question(question: str) -> None:
+    """Refuse a question that cannot be asked.
+
+    Raises:
+        InputError: it is empty, or not text.
+    """
+    if not question.strip():
+        raise InputError("the question is empty; give some text to answer")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise InputError("the question is not valid UTF-8 text") from None
+
 
 def user_message(question: str, inputs: Mapping[str, str], instructions: str | None = None) -> str:
     """Instructions, the question, and each earlier stage's text under its id; a lone question stands as it is."""

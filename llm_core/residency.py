@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TypeVar
 
+from llm_core.call_params import LoadParams
 from llm_core.errors import InsufficientMemory
 from llm_core.machine import RAM, Bytes, device
 from llm_core.memory import ModelNeed
-from llm_core.parameters import LoadParams
 from llm_core.plan import Call, Plan, StagePlan
 
 Need = Callable[[LoadParams], ModelNeed]
@@ -169,17 +169,14 @@ def decide(
     return len(loads) == 1
 
 
-def threads_for(
-    stage: StagePlan, mode: str, parallel: bool, placed: Mapping[Call, LoadParams], cores: int
-) -> dict[Call, int]:
+def threads_for(stage: StagePlan, parallel: bool, placed: Mapping[Call, LoadParams], cores: int) -> dict[Call, int]:
     """Decoding threads of each call, so that what decodes at once never exceeds the cores.
 
-    Models on the CPU share the cores where there is one for each, else they decode in turn with all of them: two
-    threads on one core cost more than they bring (llama.cpp's threads spin at their barriers). A model that lies
-    wholly on a GPU takes one.
+    Models that are resident side by side share the cores; where there are fewer cores than models, each takes one as
+    it comes free. The last at work grows into what the others have left. A model that lies wholly on a GPU takes one.
     """
     on_cpu = {placed[call] for call in stage.calls if not _wholly_on_gpu(call, placed[call])}
-    at_once = len(on_cpu) if parallel and (mode == "parallel" or len(on_cpu) <= cores) else 1
+    at_once = min(len(on_cpu), cores) if parallel else 1
     share = max(1, cores // max(1, at_once))
     return {
         call: 1 if _wholly_on_gpu(call, placed[call]) else min(call.threads or cores, share) for call in stage.calls
@@ -282,11 +279,11 @@ def _stage_residency(
 ) -> StageResidency:
     stage = plan.stages[position]
     events = [event for event in history if event.stage == stage.id]
-    threads = threads_for(stage, plan.execution_mode, parallel[stage.id], placed, cores)
+    threads = threads_for(stage, parallel[stage.id], placed, cores)
     placements = [Placement(call, placed[call], threads[call]) for call in stage.calls]
     if stage.aggregation and stage.aggregation.synthesis:
         call = stage.aggregation.synthesis
-        alone = threads_for(replace(stage, calls=(call,)), plan.execution_mode, True, placed, cores)
+        alone = threads_for(replace(stage, calls=(call,)), True, placed, cores)
         placements.append(Placement(call, placed[call], alone[call]))
     usage = [sums(by_device(needs[load]) for load in event.resident) for event in events]
     peak = {name: max(use.get(name, 0) for use in usage) for name in within}

@@ -126,12 +126,12 @@ class Session:
 
     def add(self, step: StepRecord, file_name: str) -> None:
         """Save one finished step."""
-        write_whole(self.path / file_name, step.model_dump_json(indent=2) + "\n")
+        self._write(file_name, step.model_dump_json(indent=2))
         degraded = dict.fromkeys((*self.record.degraded, *step.degraded))
         self._update(files={**self.record.files, step.id: file_name}, degraded=tuple(degraded))
 
     def complete(self, answer: str) -> None:
-        write_whole(self.path / "final.txt", answer + "\n")
+        self._write("final.txt", answer)
         self._update(status="completed", ended=datetime.now(UTC))
 
     def fail(self, error: str, status: Status = "failed") -> None:
@@ -142,7 +142,13 @@ class Session:
         self._save()
 
     def _save(self) -> None:
-        write_whole(self.path / "session.json", self.record.model_dump_json(indent=2) + "\n")
+        self._write("session.json", self.record.model_dump_json(indent=2))
+
+    def _write(self, file_name: str, text: str) -> None:
+        try:
+            write_whole(self.path / file_name, text + "\n")
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
 
 
 def check_writable(folder: Path) -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from llm_core import errors
+from llm_core.call_params import LoadParams
 from llm_core.child_process import child_environment
 from llm_core.errors import GenerationTimeout, ModelCrashed, ModelOutOfMemory
 from llm_core.generation import GenerateRequest, GenerateResult
 from llm_core.machine import oom_kills
 from llm_core.out_of_memory import is_out_of_memory
-from llm_core.parameters import LoadParams
 
 OnToken = Callable[[str, int], None]
 """Called with new text and the number of tokens so far."""
@@ -59,6 +59,7 @@ class ModelWorker:
         self._lock = threading.Lock()
         self._inboxes: dict[int | None, queue.SimpleQueue[dict[str, Any] | None]] = {None: queue.SimpleQueue()}
         self._ended = False
+        self._paused = threading.Event()
         threading.Thread(target=self._read, name=f"worker-{model}", daemon=True).start()
         try:
             self._send(load=dataclasses.asdict(load))
@@ -110,6 +111,18 @@ class ModelWorker:
             with self._lock:
                 self._inboxes.pop(id, None)
 
+    def use_threads(self, threads: int) -> None:
+        """Decode with another number of threads from the next step on."""
+        with contextlib.suppress(ModelCrashed, ModelOutOfMemory):  # its generation tells of that
+            self._send(threads=threads)
+
+    def pause(self) -> None:
+        """Stop decoding before the next step, until `use_threads`; returns when it has stopped, or has ended."""
+        self._paused.clear()
+        self.use_threads(0)
+        while self.alive and not self._paused.wait(timeout=0.1):
+            pass
+
     def close(self) -> None:
         """Unload: the process ends and its memory is free when this returns."""
         try:
@@ -155,6 +168,9 @@ class ModelWorker:
                 message = json.loads(line)
             except ValueError:  # killed in the middle of a line
                 break
+            if "paused" in message:
+                self._paused.set()
+                continue
             id = next((message[key] for key in ("token", "finished", "failed") if key in message), None)
             with self._lock:
                 inbox = self._inboxes.get(id)

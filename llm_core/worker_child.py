@@ -1,8 +1,8 @@
 """The child process of a loaded model: JSON lines in on stdin, JSON lines out on what was stdout.
 
-In:  {"load": …} first, then {"generate": id, "request": …} and {"cancel": id}.
+In:  {"load": …} first, then {"generate": id, "request": …}, {"cancel": id}, {"threads": n}; 0 pauses.
 Out: {"loaded": load_s, "build": …}, {"token": id, "text": …, "n": …}, {"finished": id, "result": …},
-     {"failed": id or null, "kind": class of llm_core.errors, "message": …}.
+     {"paused": true}, {"failed": id or null, "kind": class of llm_core.errors, "message": …}.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import sys
 import threading
 from typing import Any, TextIO
 
+from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.errors import GgufFlowError
 from llm_core.generation import GenerateRequest
-from llm_core.parameters import LoadParams, SamplingParams
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def main() -> None:
         return
     _send(out, loaded=engine.load_s, build=llama_cpp_build())
     while True:
-        while not engine.busy or not inbox.empty():
-            _receive(engine, inbox.get())
+        while not engine.busy or engine.threads == 0 or not inbox.empty():
+            _receive(engine, inbox.get(), out)
         for event in engine.step():
             _report(out, event)
 
@@ -48,9 +48,14 @@ def _read(inbox: "queue.SimpleQueue[dict[str, Any]]") -> None:
     os._exit(0)
 
 
-def _receive(engine: Any, message: dict[str, Any]) -> None:
+def _receive(engine: Any, message: dict[str, Any], out: TextIO) -> None:
     if "cancel" in message:
         engine.cancel(message["cancel"])
+        return
+    if "threads" in message:
+        engine.threads = message["threads"]
+        if engine.threads == 0:
+            _send(out, paused=True)
         return
     request = message["request"]
     sampling = SamplingParams(**{**request["sampling"], "stop": tuple(request["sampling"]["stop"])})

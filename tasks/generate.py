@@ -51,7 +51,9 @@ def ask(run: Run, stage: StagePlan, call: Call, step: str, message: str, threads
     """One generation as the record of `step`, shown to whoever watches."""
     watcher = progress.get()
     started = datetime.now(UTC)
-    request = GenerateRequest(chat(call.system_prompt, message), call.sampling, call.strip_reasoning, threads)
+    request = GenerateRequest(
+        chat(call.system_prompt, message), call.sampling, call.strip_reasoning, threads, call.threads or run.cores
+    )
     load = run.placed[call]
     watcher.begin(step, call.model)
     result = run.pool.generate(load, call.model, request, lambda _, n: watcher.token(step, n))

@@ -37,7 +37,7 @@ def preflight(run: Run, stage: StagePlan, inputs: dict[str, StepRecord]) -> Admi
     """
     within, placed, plan = run.memory_now(), run.placed, run.plan
     parallel = decide(stage, plan.execution_mode, plan.on_insufficient_memory, placed, within, run.need)
-    threads = threads_for(stage, plan.execution_mode, parallel, placed, run.cores)
+    threads = threads_for(stage, parallel, placed, run.cores)
     placements = run.stage(stage.id).placements
     create_table_artifact(
         key=artifact_key(plan.pipeline, stage.id, "memory"),

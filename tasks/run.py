@@ -3,9 +3,9 @@
 from contextvars import ContextVar
 from typing import Protocol
 
+from llm_core.call_params import LoadParams
 from llm_core.machine import Bytes
 from llm_core.memory import MemoryEstimates, ModelNeed
-from llm_core.parameters import LoadParams
 from llm_core.plan import Plan
 from llm_core.pool import ModelPool
 from llm_core.residency import Residency, StageResidency

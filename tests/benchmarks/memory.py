@@ -11,10 +11,10 @@ import time
 from itertools import product
 from pathlib import Path
 
+from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.generation import GenerateRequest
 from llm_core.machine import physical_cores, process_vram_bytes
 from llm_core.memory import MemoryEstimates
-from llm_core.parameters import LoadParams, SamplingParams
 from llm_core.worker import ModelWorker
 from tests.benchmarks.model_files import make_variants
 

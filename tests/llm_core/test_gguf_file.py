@@ -47,7 +47,7 @@ def test_long_array_is_skipped_and_what_follows_it_is_read(tmp_path: Path) -> No
     ("metadata", "expected"),
     [
         ({"llama__context_length": None}, ("llama", None, None, None, TENSOR_BYTES)),
-        ({"llama__block_count": 4, "general__file_type": 15}, ("llama", 512, 4, "Q4_K_M", TENSOR_BYTES)),
+        ({"llama__block_count": 1, "general__file_type": 15}, ("llama", 512, 1, "Q4_K_M", TENSOR_BYTES)),
         ({"general__file_type": 9999}, ("llama", 512, None, None, TENSOR_BYTES)),
         ({"general__file_type": [1], "llama__block_count": [1]}, ("llama", 512, None, None, TENSOR_BYTES)),
         ({"llama__context_length": "much"}, ("llama", None, None, None, TENSOR_BYTES)),
@@ -69,7 +69,7 @@ def test_parts_of_a_split_model_are_taken_together(tmp_path: Path) -> None:
 
 
 def test_split_model_is_named_by_its_first_part(tmp_path: Path) -> None:
-    path = write_tiny_gguf(tmp_path / "m-00002-of-00002.gguf", split__count=2)
+    path = write_tiny_gguf(tmp_path / "m-00002-of-00003.gguf", split__count=3)
     with pytest.raises(ModelFileError, match="part 2 of a split model; name part 1 instead"):
         read_gguf(path)
 
@@ -99,6 +99,32 @@ def key(name: bytes, kind: int, value: bytes) -> bytes:
 
 def tensor(dims: list[int], kind: int = 0, offset: int = 0) -> bytes:
     return struct.pack(f"<QcI{len(dims)}QIQ", 1, b"t", len(dims), *dims, kind, offset)
+
+
+@pytest.mark.parametrize(
+    ("kind", "packed", "value"),
+    [
+        (0, b"\xff", 255),
+        (1, b"\xff", -1),
+        (2, b"\xfe\xff", 65534),
+        (3, b"\xfe\xff", -2),
+        (4, b"\xfd\xff\xff\xff", 4294967293),
+        (5, b"\xfd\xff\xff\xff", -3),
+        (6, b"\x00\x00\xc0\x3f", 1.5),
+        (7, b"\x01", True),
+        (8, b"\x02" + bytes(7) + "é".encode(), "é"),
+        (9, b"\x03\x00\x00\x00" + b"\x02" + bytes(7) + b"\x01\x00\xff\xff", [1, -1]),
+        (10, b"\xff" * 8, 18446744073709551615),
+        (11, b"\xff" * 8, -1),
+        (12, b"\x00\x00\x00\x00\x00\x00\xf8\x3f", 1.5),
+    ],
+)
+@pytest.mark.parametrize("version", [2, 3])
+def test_every_kind_of_value_is_read(tmp_path: Path, version: int, kind: int, packed: bytes, value: Any) -> None:
+    after = key(b"after", 0, b"\x07")
+    content = header(version=version, keys=2, rest=key(b"k", kind, packed) + after)
+    (tmp_path / "a.gguf").write_bytes(content + bytes(-len(content) % 32))
+    assert read_gguf(tmp_path / "a.gguf").metadata == {"k": value, "after": 7}
 
 
 MANY = 2**63

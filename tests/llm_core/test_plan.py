@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from llm_core.call_params import SamplingParams
 from llm_core.errors import PlanError
-from llm_core.parameters import SamplingParams
 from llm_core.pipeline import load_pipeline
 from llm_core.plan import Call, Plan, make_plan
 from llm_core.registry import load_registry

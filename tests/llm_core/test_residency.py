@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.errors import InsufficientMemory
 from llm_core.machine import Gpu, Limits, Machine, budget
 from llm_core.memory import DeviceNeed, ModelNeed
 from llm_core.memory_plan import memory_plan
-from llm_core.parameters import LoadParams, SamplingParams
 from llm_core.plan import AggregationPlan, Call, Plan, StagePlan
 from llm_core.residency import Residency, choose_victims, fitting_layers, place, plan_residency, threads_for
 
@@ -120,8 +120,8 @@ def test_next_stages_models_are_prefetched_only_beside_what_is_resident() -> Non
 @pytest.mark.parametrize(
     ("models", "mode", "cores", "threads"),
     [
-        ("a b c", "auto", 2, [2, 2, 2]),  # no core for each: in turn, with all of them
-        ("a b c", "parallel", 2, [1, 1, 1]),
+        ("a b c", "auto", 2, [1, 1, 1]),  # two at once, the third when a core is free
+        ("a b c", "sequential", 2, [2, 2, 2]),
         ("a b", "auto", 8, [4, 4]),
         ("a b c", "auto", 8, [2, 2, 2]),
         ("a b c", "sequential", 8, [8, 8, 8]),
@@ -133,14 +133,14 @@ def test_threads_that_decode_at_once_never_exceed_the_cores(
 ) -> None:
     planned = plan(models, mode=mode)
     placed = place(planned, on_ram(100), need)
-    given = threads_for(planned.stages[0], mode, mode != "sequential", placed, cores)
+    given = threads_for(planned.stages[0], mode != "sequential", placed, cores)
     assert list(given.values()) == threads
 
 
 def test_model_wholly_on_a_gpu_decodes_with_one_thread_and_leaves_the_cores_to_others() -> None:
     planned = plan("a b")
     placed = place(planned, {"RAM": 100 * GIB, "GPU 0": 4 * GIB}, need)
-    given = threads_for(planned.stages[0], "auto", True, placed, cores=8)
+    given = threads_for(planned.stages[0], True, placed, cores=8)
     assert {c.model: n for c, n in given.items()} == {"a": 1, "b": 8}
 
 

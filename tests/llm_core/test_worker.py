@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.errors import ContextOverflow, GenerationTimeout, ModelCrashed, ModelLoadError
 from llm_core.generation import GenerateRequest
-from llm_core.parameters import LoadParams, SamplingParams
 from llm_core.worker import ModelWorker
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
@@ -153,7 +153,7 @@ def test_model_process_ends_when_its_parent_is_killed(load: LoadParams, tmp_path
     import sys
 
     script = (
-        "import os, signal\nfrom llm_core.worker import ModelWorker\nfrom llm_core.parameters import LoadParams\n"
+        "import os, signal\nfrom llm_core.worker import ModelWorker\nfrom llm_core.call_params import LoadParams\n"
         f"worker = ModelWorker(LoadParams({load.path!r}, 512), 'smol')\n"
         "print(worker.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -1,0 +1,42 @@
+"""Parameters of one call, resolved. Plain dataclasses: the model's process reads them, and starts without pydantic."""
+
+from dataclasses import dataclass
+
+MAX_SEED = 2**32 - 2
+"""llama.cpp's seeds are 32 bits wide, and 2^32-1 means 'draw one' (LLAMA_DEFAULT_SEED in llama.h)."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one answer is drawn. Defaults are llama.cpp's own (common/common.h, `common_params_sampling`)."""
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    max_tokens: int = 512
+    seed: int | None = None
+    """`None` draws one, which the answer then records."""
+    stop: tuple[str, ...] = ()
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class LoadParams:
+    """How one file is loaded; calls that agree in all of it share one loaded model."""
+
+    path: str
+    n_ctx: int
+    n_gpu_layers: int = 0
+    """Layers on the GPU; -1: all of them."""
+    sequences: int = 1
+    """Answers decoded at the same time, each with `n_ctx` tokens of its own."""
+    kv_type: str = "f16"
+    gpu: int | None = None
+    """The one GPU this model may use; `None`: CPU only."""
+
+    @property
+    def context_cells(self) -> int:
+        """Tokens in the KV cache: llama.cpp rounds each sequence's share up to 256."""
+        return -(-self.n_ctx // 256) * 256 * self.sequences
