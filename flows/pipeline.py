@@ -27,7 +27,7 @@ from llm_core.plan import Plan, StagePlan, make_plan
 from llm_core.pool import ModelPool
 from llm_core.prompts import check_question
 from llm_core.registry import load_registry
-from llm_core.residency import Residency, StageResidency, plan_residency
+from llm_core.residency import Residency, StageResidency, gib, plan_residency
 from llm_core.session import Session, StepRecord
 from llm_core.settings import Settings
 from tasks.aggregate import aggregate
@@ -85,6 +85,7 @@ async def execute(spec: PipelineSpec, question: str, settings: Settings) -> Pipe
             pool.expect(load for stage in residency.stages for load in _uses(stage))
             steps = _submit(Run(plan, question, residency, pool, estimates, session, physical_cores()))
             await asyncio.to_thread(wait, list(steps.values()))
+            await _resident_artifact(plan, pool)
             return await _conclude(plan, session, steps)
         except BaseException as error:
             session.fail(f"{type(error).__name__}: {error}", "cancelled" if _is_cancellation(error) else "failed")
@@ -192,6 +193,21 @@ def _failure(name: str, future: StepFuture, session_path: Path) -> PipelineFaile
     except Exception as error:
         return PipelineFailed(f"step '{name}' failed: {error}", session_path, error)
     raise AssertionError(f"step '{name}' is failed and has a result")
+
+
+async def _resident_artifact(plan: Plan, pool: ModelPool) -> None:
+    """What is loaded at the end of the run: it stays so in mode `persistent`, and goes in the others."""
+    table = [
+        {
+            "model": resident.model,
+            "memory": ", ".join(f"{gib(size)} of {device}" for device, size in resident.bytes.items()),
+            "last use": "in use" if resident.idle_s is None else f"{resident.idle_s:.1f} s ago",
+            "pinned": "yes" if resident.pinned else "",
+        }
+        for resident in pool.status()
+    ]
+    key = artifact_key(plan.pipeline, "resident-models")
+    await acreate_table_artifact(key=key, table=table, description=f"Loaded at the end; {pool.load_count} loads")
 
 
 async def _timing_artifact(plan: Plan, records: list[StepRecord]) -> None:

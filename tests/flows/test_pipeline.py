@@ -167,6 +167,7 @@ async def test_each_step_the_timings_and_the_answer_are_artifacts(example_projec
         "base-draft-memory",
         "base-critique-memory",
         "base-panel-memory",
+        "base-resident-models",
         "base-timings",
         "base-final-answer",
     }
