@@ -34,7 +34,10 @@ def step_markdown(step: StepRecord) -> str:
     if step.reasoning:
         parts += ["### Reasoning", _quoted(step.reasoning)]
     if step.aggregation:
-        parts += ["### Aggregation", *(f"- **{name}**: {value}" for name, value in step.aggregation.items())]
+        evidence = {name: value for name, value in step.aggregation.items() if name != "candidates"}
+        parts += ["### Aggregation", "\n".join(f"- **{name}**: {_cell(value)}" for name, value in evidence.items())]
+        for member, text in step.aggregation["candidates"].items():
+            parts += [f"#### {member}", _quoted(text)]
     timings = {name: getattr(step, name) for name in ("load_s", "ttft_s", "tpot_s", "tokens_per_s")}
     counts = {name: getattr(step, name) for name in ("prompt_tokens", "completion_tokens", "finish_reason", "seed")}
     facts = {"model": step.model, **counts, **timings, **step.parameters}

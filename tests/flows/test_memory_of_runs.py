@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -141,12 +142,17 @@ async def test_parallel_that_does_not_fit_is_refused_with_the_way_out(
 @pytest.mark.usefixtures("prefect_server")
 async def test_two_runs_on_one_machine_take_turns_and_say_so(three_models: Project) -> None:
     lines: list[str] = []
+    someone_waits = threading.Event()
 
-    class NoteLines(Silent):
+    class HoldUntilSomeoneWaits(Silent):
+        def token(self, step: str, n_tokens: int) -> None:
+            someone_waits.wait(60)
+
         def say(self, line: str) -> None:
             lines.append(line)
+            someone_waits.set()
 
-    progress.set(NoteLines())
+    progress.set(HoldUntilSomeoneWaits())
     results = await asyncio.gather(run(three_models, "auto"), run(three_models, "auto", "What is snow?"))
     assert {result.status for result in results} == {"completed"}
     assert lines == [f"waiting for process {os.getpid()}, which is using this machine's RAM"]
