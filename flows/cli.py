@@ -231,6 +231,7 @@ def main() -> None:
     except ValidationError as error:
         code = _refuse(f"GGUF_FLOW_* settings: {describe(error)}")
     except KeyboardInterrupt:
+        _say("gguf-flow: interrupted; finished steps are in the session")
         code = 130
     except BrokenPipeError:
         code = 0

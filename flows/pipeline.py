@@ -19,7 +19,7 @@ from flows.result import PipelineFailed, PipelineResult
 from flows.snapshot import config_snapshot
 from llm_core.call_params import LoadParams
 from llm_core.errors import InsufficientMemory
-from llm_core.machine import budget, physical_cores, read_machine
+from llm_core.machine import budget, gib, physical_cores, read_machine
 from llm_core.machine_lock import machine_lock
 from llm_core.memory import MemoryEstimates
 from llm_core.pipeline import PipelineSpec
@@ -27,7 +27,7 @@ from llm_core.plan import Plan, StagePlan, make_plan
 from llm_core.pool import ModelPool
 from llm_core.prompts import check_question
 from llm_core.registry import load_registry
-from llm_core.residency import Residency, StageResidency, gib, plan_residency
+from llm_core.residency import Residency, StageResidency, plan_residency
 from llm_core.session import Session, StepRecord
 from llm_core.settings import Settings
 from tasks.aggregate import aggregate

@@ -11,8 +11,8 @@ from llm_core.call_params import LoadParams
 from llm_core.gguf_file import read_gguf
 from llm_core.machine import budget, device, read_machine
 from llm_core.memory import MemoryEstimates
+from llm_core.placement import fitting_layers
 from llm_core.pool import ModelPool
-from llm_core.residency import fitting_layers
 from llm_core.settings import Settings
 from llm_core.status_board import StatusBoard
 from llm_core.worker import ModelWorker

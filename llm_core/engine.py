@@ -12,7 +12,7 @@ import llama_cpp
 from llm_core.call_params import MAX_SEED, LoadParams, SamplingParams
 from llm_core.errors import ContextOverflow, GenerationTimeout, GgufFlowError, ModelCrashed, ModelOutOfMemory
 from llm_core.generation import GenerateRequest, GenerateResult
-from llm_core.llama_model import BATCH_TOKENS, LlamaModel
+from llm_core.llama_model import BATCH_TOKENS, LlamaModel, llama_cpp_build
 from llm_core.machine import peak_rss_bytes, process_vram_bytes
 from llm_core.out_of_memory import is_out_of_memory
 from llm_core.text_stream import TextStream, split_reasoning
@@ -74,6 +74,7 @@ class Engine:
         started = time.perf_counter()
         self.load, self.threads = load, 1
         self.llama = LlamaModel(load)
+        self.build = llama_cpp_build()
         self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
         self._memory = llama_cpp.llama_get_memory(self.llama.context)
         self._free = list(range(load.sequences))
@@ -188,6 +189,7 @@ class Engine:
             text=text,
             reasoning=reasoning,
             finish_reason=reason,
+            build=self.build,
             prompt=answer.prompt,
             prompt_tokens=len(answer.tokens),
             completion_tokens=n,

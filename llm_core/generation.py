@@ -27,6 +27,8 @@ class GenerateResult:
     """What stood in `<think>…</think>`, where it was stripped."""
     finish_reason: str
     """`stop`: the model ended or a stop string came; `length`: `max_tokens` or the context was used up."""
+    build: str
+    """Of llama.cpp: version and what it was compiled for; other builds may draw other tokens."""
     prompt: str
     """Exactly what the model was given, chat template applied."""
     prompt_tokens: int

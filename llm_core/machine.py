@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +70,23 @@ def _allowed(total: int, free: int, percent: float, reserve: int) -> int:
 
 def device(gpu: int) -> str:
     return f"GPU {gpu}"
+
+
+def sums(needs: Iterable[Bytes]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for need in needs:
+        for name, size in need.items():
+            total[name] = total.get(name, 0) + size
+    return total
+
+
+def fits(needs: Iterable[Bytes], within: Bytes) -> bool:
+    return all(size <= within.get(name, 0) for name, size in sums(needs).items())
+
+
+def gib(size: int) -> str:
+    """`9.8 GiB`, or `214 MiB` under one GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def physical_cores() -> int:

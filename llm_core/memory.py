@@ -14,6 +14,7 @@ from llm_core.atomic_write import write_whole
 from llm_core.call_params import LoadParams
 from llm_core.child_process import child_environment
 from llm_core.gguf_file import GgufFile, read_gguf
+from llm_core.machine import RAM, device
 
 DRY_RUN_LIMIT_S = 60.0
 CUDA_CONTEXT_BYTES = 500 * 2**20
@@ -56,6 +57,11 @@ class ModelNeed:
     @property
     def vram_bytes(self) -> int:
         return self.vram.total_bytes if self.vram else 0
+
+
+def by_device(need: ModelNeed) -> dict[str, int]:
+    vram = {device(need.gpu): need.vram_bytes} if need.gpu is not None else {}
+    return {RAM: need.ram_bytes, **vram}
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from llm_core.call_params import LoadParams
-from llm_core.machine import RAM
-from llm_core.memory import ModelNeed
-from llm_core.residency import Placement, Residency, StageResidency, by_device, gib
+from llm_core.machine import RAM, gib
+from llm_core.memory import ModelNeed, by_device
+from llm_core.residency import Placement, Residency, StageResidency
 
 
 def memory_plan(residency: Residency) -> str:

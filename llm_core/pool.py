@@ -5,79 +5,23 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
-from typing import Protocol
 
 from llm_core.call_params import LoadParams
 from llm_core.core_lease import CoreLease
 from llm_core.errors import GgufFlowError, InsufficientMemory, ModelOutOfMemory
 from llm_core.generation import GenerateRequest, GenerateResult
-from llm_core.machine import Bytes
-from llm_core.memory import ModelNeed
-from llm_core.residency import by_device, choose_victims, fits, gib, sums
+from llm_core.machine import Bytes, fits, gib, sums
+from llm_core.memory import ModelNeed, by_device
+from llm_core.residency import choose_victims
+from llm_core.resident import Resident, ResidentStatus, StartWorker
 from llm_core.worker import OnToken
 
 logger = logging.getLogger(__name__)
 
 MAX_PASSES = 8
 """Requests for resident models that may pass a waiting one before they, too, must queue."""
-
-
-class Worker(Protocol):
-    """A loaded model: `ModelWorker`, or a scripted one in tests."""
-
-    load_s: float
-    model: str
-
-    @property
-    def alive(self) -> bool: ...
-    def generate(self, request: GenerateRequest, on_token: OnToken | None = None) -> GenerateResult: ...
-    def use_threads(self, threads: int) -> None: ...
-    def pause(self) -> None: ...
-    def close(self) -> None: ...
-
-
-StartWorker = Callable[[LoadParams, str], Worker]
-
-
-@dataclass(frozen=True)
-class ResidentStatus:
-    """One resident model, for people."""
-
-    model: str
-    load: LoadParams
-    state: str
-    bytes: Bytes
-    users: int
-    pinned: bool
-    idle_s: float | None
-    """Since its last answer; `None` while it is in use."""
-
-
-@dataclass
-class _Resident:
-    load: LoadParams
-    model: str
-    bytes: Bytes
-    worker: Worker | None = None
-    error: BaseException | None = None
-    users: int = 0
-    pinned: bool = False
-    leaving: bool = False
-    answered: bool = False
-    """Its load time has been told with its first answer."""
-    last_used: float = field(default_factory=time.monotonic)
-    turn: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def usable(self) -> bool:
-        """Loading or alive, and not on its way out."""
-        return not self.leaving and (self.worker is None or self.worker.alive)
-
-    @property
-    def state(self) -> str:
-        return "leaving" if self.leaving else "ready" if self.worker else "loading"
 
 
 @dataclass
@@ -120,7 +64,7 @@ class ModelPool:
         self._need, self._start, self._free, self._lower = need, start, free, lower
         self._keep, self._idle_ttl_s, self._on_change = keep, idle_ttl_s, on_change
         self._cores = CoreLease(cores)
-        self._residents: dict[LoadParams, _Resident] = {}
+        self._residents: dict[LoadParams, Resident] = {}
         self._queue: list[_Request] = []
         self._expected: list[LoadParams] = []
         self._instead: dict[LoadParams, LoadParams] = {}
@@ -235,7 +179,7 @@ class ModelPool:
             return replace(result, load_s=worker.load_s if first else 0.0)
 
     @contextmanager
-    def _resident(self, load: LoadParams, model: str) -> Iterator[_Resident]:
+    def _resident(self, load: LoadParams, model: str) -> Iterator[Resident]:
         """A loaded model that is not evicted while the block runs."""
         resident, ours = self._admit(load, model)
         try:
@@ -251,7 +195,7 @@ class ModelPool:
                 self._changed.notify_all()
             self._later_reap()
 
-    def _admit(self, load: LoadParams, model: str) -> tuple[_Resident, bool]:
+    def _admit(self, load: LoadParams, model: str) -> tuple[Resident, bool]:
         """Take part in a resident model, or commit the memory for a new one. Waits its turn."""
         need = by_device(self._need(load))
         request = _Request(load)
@@ -289,13 +233,13 @@ class ModelPool:
             waiting.passed += 1
         return True
 
-    def _join(self, resident: _Resident) -> _Resident:
+    def _join(self, resident: Resident) -> Resident:
         resident.users += 1
         self._consume(resident.load)
         return resident
 
-    def _commit(self, load: LoadParams, model: str) -> _Resident:
-        resident = _Resident(load, model, by_device(self._need(load)), users=1)
+    def _commit(self, load: LoadParams, model: str) -> Resident:
+        resident = Resident(load, model, by_device(self._need(load)), users=1)
         self._residents[load] = resident
         return resident
 
@@ -314,7 +258,7 @@ class ModelPool:
             return {name: max(1, size) for name, size in missing.items()}
         return {name: size for name, size in missing.items() if size > 0}
 
-    def _victims(self, load: LoadParams, model: str, need: Bytes, shortage: Bytes) -> list[_Resident]:
+    def _victims(self, load: LoadParams, model: str, need: Bytes, shortage: Bytes) -> list[Resident]:
         """Idle models to evict for `load`; none means wait.
 
         Raises:
@@ -344,13 +288,13 @@ class ModelPool:
         also = f"; pinned: {', '.join(pinned)}" if pinned else ""
         return f"model '{model}' needs {what}{also}; lower n_ctx, free memory, or take a smaller quantization"
 
-    def _is_idle(self, resident: _Resident) -> bool:
+    def _is_idle(self, resident: Resident) -> bool:
         return resident.users == 0 and not resident.pinned and not resident.leaving
 
     def _next_use(self, load: LoadParams) -> float:
         return float(self._expected.index(load)) if load in self._expected else inf
 
-    def _bury_dead(self) -> list[_Resident]:
+    def _bury_dead(self) -> list[Resident]:
         """Residents whose process has died, to be removed once nobody is using them any more."""
         dead = [
             r for r in self._residents.values() if r.worker and not r.worker.alive and not r.users and not r.leaving
@@ -359,7 +303,7 @@ class ModelPool:
             resident.leaving = True
         return dead
 
-    def _load(self, resident: _Resident) -> None:
+    def _load(self, resident: Resident) -> None:
         """Start the worker of a committed resident, outside the lock."""
         try:
             worker = self._start(resident.load, resident.model)
@@ -379,13 +323,13 @@ class ModelPool:
             self._check_open()
         self._tell()
 
-    def _wait_until_loaded(self, resident: _Resident) -> None:
+    def _wait_until_loaded(self, resident: Resident) -> None:
         with self._changed:
             self._changed.wait_for(lambda: resident.worker or resident.error)
         if resident.error:
             raise resident.error
 
-    def _remove(self, residents: list[_Resident]) -> None:
+    def _remove(self, residents: list[Resident]) -> None:
         """Close the workers of residents that are marked as leaving; only then is their memory free."""
         for resident in residents:
             if resident.worker:

@@ -42,6 +42,8 @@ class StepRecord(BaseModel):
     reasoning: str | None = None
     finish_reason: str | None = None
     system_prompt: str | None = None
+    build: str | None = None
+    """Of llama.cpp."""
     prompt: str | None = None
     parameters: dict[str, Any] = {}
     seed: int | None = None

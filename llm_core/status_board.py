@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from llm_core.atomic_write import write_whole
-from llm_core.pool import ResidentStatus
+from llm_core.resident import ResidentStatus
 
 
 class StatusBoard:

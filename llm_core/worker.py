@@ -68,7 +68,6 @@ class ModelWorker:
             self.kill()
             raise
         self.load_s: float = loaded["loaded"]
-        self.build: str = loaded["build"]
 
     @property
     def pid(self) -> int:

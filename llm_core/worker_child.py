@@ -1,7 +1,7 @@
 """The child process of a loaded model: JSON lines in on stdin, JSON lines out on what was stdout.
 
 In:  {"load": …} first, then {"generate": id, "request": …}, {"cancel": id}, {"threads": n}; 0 pauses.
-Out: {"loaded": load_s, "build": …}, {"token": id, "text": …, "n": …}, {"finished": id, "result": …},
+Out: {"loaded": load_s}, {"token": id, "text": …, "n": …}, {"finished": id, "result": …},
      {"paused": true}, {"failed": id or null, "kind": class of llm_core.errors, "message": …}.
 """
 
@@ -26,14 +26,13 @@ def main() -> None:
     threading.Thread(target=_read, args=(inbox,), daemon=True).start()
 
     from llm_core.engine import Engine
-    from llm_core.llama_model import llama_cpp_build
 
     try:
         engine = Engine(load)
     except GgufFlowError as error:
         _send(out, failed=None, kind=type(error).__name__, message=str(error))
         return
-    _send(out, loaded=engine.load_s, build=llama_cpp_build())
+    _send(out, loaded=engine.load_s)
     while True:
         while not engine.busy or engine.threads == 0 or not inbox.empty():
             _receive(engine, inbox.get(), out)

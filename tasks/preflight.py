@@ -7,10 +7,12 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from llm_core.errors import InsufficientMemory
-from llm_core.machine import RAM
+from llm_core.machine import RAM, fits, gib, sums
+from llm_core.memory import by_device
 from llm_core.memory_plan import needs_table
+from llm_core.placement import threads_for
 from llm_core.plan import StagePlan
-from llm_core.residency import by_device, decide, fits, gib, sums, threads_for
+from llm_core.residency import decide
 from llm_core.session import StepRecord
 from tasks.record import artifact_key
 from tasks.run import Run

@@ -17,9 +17,10 @@ from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.generation import GenerateRequest
 from llm_core.machine import Limits, budget, physical_cores, read_machine
 from llm_core.memory import MemoryEstimates
+from llm_core.placement import place
 from llm_core.plan import Call, Plan, StagePlan
 from llm_core.pool import ModelPool
-from llm_core.residency import place, plan_residency
+from llm_core.residency import plan_residency
 from llm_core.worker import ModelWorker
 from tests.benchmarks.model_files import make_variants
 

@@ -13,8 +13,8 @@ from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.generation import GenerateRequest
 from llm_core.machine import Limits, budget, device, read_machine
 from llm_core.memory import MemoryEstimates
+from llm_core.placement import fitting_layers
 from llm_core.pool import ModelPool
-from llm_core.residency import fitting_layers
 from llm_core.worker import ModelWorker
 
 LAYERS = 31

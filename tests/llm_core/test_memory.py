@@ -10,7 +10,7 @@ from llm_core.generation import GenerateRequest
 from llm_core.gguf_file import read_gguf
 from llm_core.machine import read_machine
 from llm_core.memory import MemoryEstimates, formula
-from llm_core.pool import ResidentStatus
+from llm_core.resident import ResidentStatus
 from llm_core.status_board import StatusBoard, read_board
 from llm_core.worker import ModelWorker
 

@@ -9,8 +9,9 @@ from llm_core.errors import InsufficientMemory
 from llm_core.machine import Gpu, Limits, Machine, budget
 from llm_core.memory import DeviceNeed, ModelNeed
 from llm_core.memory_plan import memory_plan
+from llm_core.placement import fitting_layers, place, threads_for
 from llm_core.plan import AggregationPlan, Call, Plan, StagePlan
-from llm_core.residency import Residency, choose_victims, fitting_layers, place, plan_residency, threads_for
+from llm_core.residency import Residency, choose_victims, plan_residency
 
 GIB = 2**30
 LAYERS = 11
