@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.generation import GenerateRequest
-from llm_core.machine import physical_cores, process_vram_bytes
+from llm_core.machine import physical_cores, process_vram_bytes, read_machine
 from llm_core.memory import MemoryEstimates
 from llm_core.worker import ModelWorker
 from tests.benchmarks.model_files import make_variants
@@ -25,6 +25,7 @@ MIB = 2**20
 
 def fill(load: LoadParams, name: str) -> tuple[int, int | None]:
     """Measured peak RAM and VRAM of a worker whose every sequence was filled to its last token."""
+    free_before = free_vram(load.gpu)
     worker = ModelWorker(load, name)
     peaks: list[int] = []
 
@@ -39,9 +40,15 @@ def fill(load: LoadParams, name: str) -> tuple[int, int | None]:
         thread.start()
     for thread in threads:
         thread.join()
-    vram = None if load.gpu is None else process_vram_bytes(worker.pid, load.gpu)
+    vram = None
+    if load.gpu is not None:  # NVML does not tell of single processes everywhere
+        vram = process_vram_bytes(worker.pid, load.gpu) or free_before - free_vram(load.gpu)
     worker.close()
     return max(peaks), vram
+
+
+def free_vram(gpu: int | None) -> int:
+    return next((g.vram_free for g in read_machine().gpus if g.index == gpu), 0)
 
 
 def main() -> None:
