@@ -7,6 +7,8 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +145,12 @@ def _fingerprint(path: Path, *more: object) -> str:
 
 def llama_cpp_version() -> str:
     """Which llama.cpp answers, without importing it: the package's version and any library put in its place."""
-    from importlib.metadata import version
+    return f"{_package_version()} {os.environ.get('LLAMA_CPP_LIB_PATH', '')}"
 
-    return f"{version('llama-cpp-python')} {os.environ.get('LLAMA_CPP_LIB_PATH', '')}"
+
+@lru_cache
+def _package_version() -> str:
+    return version("llama-cpp-python")
 
 
 def _dry_run(load: LoadParams) -> dict[str, Any]:
