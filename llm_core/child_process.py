@@ -6,9 +6,9 @@ from pathlib import Path
 SPIN_COUNT = "1000"
 """How long llama.cpp's OpenMP threads spin at a barrier before they sleep, unless the user says otherwise.
 
-With libgomp's default, threads that wait for one that has no core hold theirs for long. Measured on 2 cores with
-SmolLM2-135M: three models of 2 threads each took 1.0 s with this against 2.4 s, one model alone 1.38 s against 1.37 s.
-Never to spin (OMP_WAIT_POLICY=passive) would make one model alone 2.6 times slower.
+With libgomp's default, threads that wait for one that has no core hold theirs for long. Seen on 2 cores with
+SmolLM2-135M, one sample each: three models of 2 threads took 1.0 s with this and 2.4 s without; one model alone 1.38
+and 1.37 s. Never to spin (OMP_WAIT_POLICY=passive) made one model alone 2.6 times slower (medians of 3).
 """
 _PACKAGE_ROOT = str(Path(__file__).parent.parent)
 

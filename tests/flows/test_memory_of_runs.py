@@ -19,7 +19,7 @@ from flows import pools
 from flows.pipeline import compile_flow
 from flows.result import PipelineFailed, PipelineResult
 from llm_core.call_params import LoadParams, SamplingParams
-from llm_core.errors import InsufficientMemory
+from llm_core.errors import InsufficientMemory, ModelOutOfMemory
 from llm_core.generation import GenerateRequest
 from llm_core.machine import read_machine
 from llm_core.memory import MemoryEstimates
@@ -156,6 +156,32 @@ async def test_two_runs_on_one_machine_take_turns_and_say_so(three_models: Proje
     results = await asyncio.gather(run(three_models, "auto"), run(three_models, "auto", "What is snow?"))
     assert {result.status for result in results} == {"completed"}
     assert lines == [f"waiting for process {os.getpid()}, which is using this machine's RAM"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+async def test_what_a_run_had_to_give_up_stands_in_its_session_and_is_said(
+    three_models: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    failures = [ModelOutOfMemory("failed to allocate")]
+
+    def start(load: LoadParams, model: str) -> ModelWorker:
+        if failures:
+            raise failures.pop()
+        return ModelWorker(load, model)
+
+    class NoteLines(Silent):
+        def say(self, line: str) -> None:
+            lines.append(line)
+
+    monkeypatch.setattr(pools, "ModelWorker", start)
+    progress.set(NoteLines())
+    result = await run(three_models, "sequential")  # which prefetches nothing: the first try fails
+    note = "q4: out of memory, tried again with other models evicted (failed to allocate)"
+    assert result.status == "completed"
+    assert result.steps[0].degraded == (note,)
+    assert load_session(three_models.sessions, result.session_id).degraded == (note,)
+    assert lines == [note]
 
 
 def test_real_allocation_failure_degrades_and_finishes(smollm: Path, tmp_path: Path) -> None:
