@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+BAN = -100.0
+"""The bias that forbids a token, as in OpenAI's `logit_bias`."""
 MAX_SEED = 2**32 - 2
 """llama.cpp's seeds are 32 bits wide, and 2^32-1 means 'draw one' (LLAMA_DEFAULT_SEED in llama.h)."""
 
@@ -19,7 +21,16 @@ class SamplingParams:
     seed: int | None = None
     """`None` draws one, which the answer then records."""
     stop: tuple[str, ...] = ()
+    logit_bias: tuple[tuple[str, float], ...] = ()
+    """(text, bias): added to the logits of the text's tokens; `BAN` forbids them."""
     timeout_s: float | None = None
+    """Of the generation itself, waiting for a free sequence not counted."""
+    deterministic: bool | None = None
+    """Decode alone, so that no neighbour changes a token; `None`: at temperature 0."""
+
+    @property
+    def alone(self) -> bool:
+        return self.temperature == 0 if self.deterministic is None else self.deterministic
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class LoadParams:
     kv_type: str = "f16"
     gpu: int | None = None
     """The one GPU this model may use; `None`: CPU only."""
+    flash_attention: bool | None = None
+    """`None`: wherever llama.cpp can. Other tokens may come with it than without."""
 
     @property
     def context_cells(self) -> int:

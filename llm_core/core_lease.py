@@ -1,7 +1,7 @@
 """Decoding threads as a budget: what decodes at one time never has more threads than there are cores.
 
-Where more answers are under way than there are cores, they take turns of `QUANTUM_S`; an answer that is alone at last
-grows into the cores that the others have left.
+Where more models are at work than there are cores, they take turns of `QUANTUM_S`; one that is alone at last grows into
+the cores that the others have left. All answers of one model share its cores.
 """
 
 import threading
@@ -33,6 +33,8 @@ class _Turn:
     """Held now; 0 while it waits."""
     since: float = 0.0
     started: bool = False
+    holders: int = 0
+    """Answers of this decoder under way; they share what it holds."""
 
 
 class CoreLease:
@@ -50,23 +52,35 @@ class CoreLease:
     def take(self, decoder: Decoder, threads: int, most: int = 0) -> Iterator[int]:
         """Hold `threads` cores, at most all, for as long as the block runs; yields how many.
 
-        Meanwhile `decoder` may be paused for others and told to go on, and grow to `most` while nobody waits.
+        `decoder` is told its threads. Meanwhile it may be paused for others and told to go on, and grow to `most` while
+        nobody waits. Whoever comes with the same decoder meanwhile shares what it holds.
         """
-        turn = _Turn(decoder, max(1, min(threads, self.cores)), min(most, self.cores))
         with self._changed:
-            self._waiting.append(turn)
-            self._dispatch()
+            turn = self._turn_of(decoder)
+            if turn is None:
+                turn = _Turn(decoder, max(1, min(threads, self.cores)), min(most, self.cores))
+                self._waiting.append(turn)
+                self._dispatch()
+            turn.holders += 1
             self._changed.wait_for(lambda: turn.started)
         try:
             yield turn.base
         finally:
             with self._changed:
-                if turn in self._running:
-                    self._running.remove(turn)
-                    self._free += turn.threads
-                else:
-                    self._waiting.remove(turn)
-                self._dispatch()
+                turn.holders -= 1
+                if not turn.holders:
+                    self._give_back(turn)
+
+    def _turn_of(self, decoder: Decoder) -> _Turn | None:
+        return next((turn for turn in (*self._running, *self._waiting) if turn.decoder is decoder), None)
+
+    def _give_back(self, turn: _Turn) -> None:
+        if turn in self._running:
+            self._running.remove(turn)
+            self._free += turn.threads
+        else:
+            self._waiting.remove(turn)
+        self._dispatch()
 
     def _dispatch(self) -> None:
         """Give free cores to who waits first; with nobody waiting, to who is at work."""
@@ -75,8 +89,7 @@ class CoreLease:
             turn.threads, turn.since = turn.base, time.monotonic()
             self._free -= turn.threads
             self._running.append(turn)
-            if turn.started:
-                turn.decoder.use_threads(turn.threads)
+            turn.decoder.use_threads(turn.threads)
             turn.started = True
         self._changed.notify_all()
         if self._waiting:
@@ -113,5 +126,7 @@ class CoreLease:
                     self._free += turn.threads
                     turn.threads = 0
                     self._waiting.append(turn)
+                elif (successor := self._turn_of(turn.decoder)) and successor.threads:  # it has begun anew meanwhile
+                    turn.decoder.use_threads(successor.threads)
             self._timer = None
             self._dispatch()

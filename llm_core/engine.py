@@ -1,24 +1,28 @@
 """Batched decoding: answers join and leave one llama.cpp context between its decode steps."""
 
-import ctypes
 import os
 import random
 import time
-from collections import deque
 from dataclasses import dataclass, field
 
 import llama_cpp
 
-from llm_core.call_params import MAX_SEED, LoadParams, SamplingParams
+from llm_core.call_params import MAX_SEED, LoadParams
 from llm_core.errors import ContextOverflow, GenerationTimeout, GgufFlowError, ModelCrashed, ModelOutOfMemory
 from llm_core.generation import GenerateRequest, GenerateResult
+from llm_core.kv_cache import MIN_SHARED, KVCache, common_prefix
 from llm_core.llama_model import BATCH_TOKENS, LlamaModel, llama_cpp_build
 from llm_core.machine import peak_rss_bytes, process_vram_bytes
 from llm_core.out_of_memory import is_out_of_memory
+from llm_core.sampler import make_sampler
 from llm_core.text_stream import TextStream, split_reasoning
 
-PENALTY_WINDOW = 64
-"""Tokens that `repeat_penalty` looks back over (llama.cpp's `penalty_last_n`)."""
+
+@dataclass(frozen=True)
+class Started:
+    """A request has got its sequence; its `timeout_s` runs from here."""
+
+    id: int
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Failed:
     error: GgufFlowError
 
 
-Event = Token | Finished | Failed
+Event = Started | Token | Finished | Failed
 
 
 @dataclass
@@ -57,7 +61,10 @@ class _Answer:
     arrived: float
     stream: TextStream
     sampler: object = None
+    started: float = 0.0
     sequence: int = -1
+    n_cached: int = 0
+    """Tokens of its prompt that were in its sequence when it came."""
     n_past: int = 0
     """Tokens of it in the KV cache."""
     completion: list[int] = field(default_factory=list)
@@ -68,7 +75,10 @@ class _Answer:
 
 
 class Engine:
-    """`submit` requests, call `step` while `busy`; every request ends in one `Finished` or `Failed`."""
+    """`submit` requests, call `step` while `busy`; every request ends in one `Finished` or `Failed`.
+
+    `threads` may be set between steps; it is the caller's to keep within the physical cores.
+    """
 
     def __init__(self, load: LoadParams) -> None:
         started = time.perf_counter()
@@ -76,9 +86,8 @@ class Engine:
         self.llama = LlamaModel(load)
         self.build = llama_cpp_build()
         self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
-        self._memory = llama_cpp.llama_get_memory(self.llama.context)
-        self._free = list(range(load.sequences))
-        self._waiting: deque[_Answer] = deque()
+        self._kv = KVCache(self.llama.context, load.sequences)
+        self._waiting: list[_Answer] = []
         self._active: list[_Answer] = []
         self._failed: list[Failed] = []
         self.load_s = time.perf_counter() - started
@@ -90,7 +99,6 @@ class Engine:
     def submit(self, id: int, request: GenerateRequest) -> None:
         """Queue a request; one that cannot run fails at the next step."""
         arrived = time.perf_counter()
-        self.threads = request.threads
         try:
             prompt = self.llama.template.render(request.messages)
             tokens = self.llama.tokenize(prompt)
@@ -107,20 +115,19 @@ class Engine:
 
     def cancel(self, id: int) -> None:
         """Drop a request; it gives no further event."""
-        self._waiting = deque(answer for answer in self._waiting if answer.id != id)
+        self._waiting = [answer for answer in self._waiting if answer.id != id]
         for answer in [answer for answer in self._active if answer.id == id]:
             self._leave(answer)
 
     def step(self) -> list[Event]:
         """One decode call for all answers on their way."""
-        events: list[Event] = [*self._failed, *self._expired()]
+        events: list[Event] = [*self._failed, *self._expired(), *self._join_waiting()]
         self._failed.clear()
-        while self._free and self._waiting:
-            self._join(self._waiting.popleft())
         if not self._active:
             return events
+        self._close_gaps()
         self._fill_batch()
-        self.llama.use_threads(self.threads)
+        self.llama.use_threads(self._threads())
         status = llama_cpp.llama_decode(self.llama.context, self._batch)
         if status != 0:
             return events + self._fail_all(f"llama_decode returned {status}")
@@ -129,37 +136,85 @@ class Engine:
                 events += self._take_token(answer)
         return events
 
-    def _join(self, answer: _Answer) -> None:
-        answer.sequence = self._free.pop()
-        answer.sampler = _make_sampler(answer.request.sampling, answer.seed, self.llama.n_vocab)
+    def _threads(self) -> int:
+        """Who decodes alone keeps to its own number: attention over long contexts is summed in as many parts."""
+        first = self._active[0].request
+        return min(self.threads, first.threads) if first.sampling.alone else self.threads
+
+    def _join_waiting(self) -> list[Event]:
+        """In order of arrival. Who is to decode alone waits until all have left, and all behind it wait for it."""
+        events: list[Event] = []
+        for answer in list(self._waiting):
+            alone = answer.request.sampling.alone
+            blocked = self._active and (alone or self._active[0].request.sampling.alone)
+            if blocked or not self._kv.has_room:
+                break
+            if not self._will_share(answer):
+                self._waiting.remove(answer)
+                self._join(answer, share=not alone)
+                events.append(Started(answer.id))
+        return events
+
+    def _will_share(self, answer: _Answer) -> bool:
+        """Whether someone is just prefilling what `answer` begins with: then it waits, and has it copied."""
+        coming = [common_prefix(a.tokens, answer.tokens) for a in self._active if a.n_past < len(a.tokens)]
+        return bool(coming) and max(coming) - self._kv.shared(answer.tokens) > MIN_SHARED
+
+    def _join(self, answer: _Answer, *, share: bool) -> None:
+        answer.started = time.perf_counter()
+        answer.sequence, answer.n_cached = self._kv.take(answer.tokens, share=share)
+        answer.n_past = answer.n_cached
+        answer.sampler = make_sampler(
+            answer.request.sampling,
+            answer.seed,
+            self.llama.n_vocab,
+            lambda text: self.llama.tokenize(text, special=False),
+        )
         self._active.append(answer)
 
-    def _leave(self, answer: _Answer) -> None:
+    def _leave(self, answer: _Answer, *, clear: bool = False) -> None:
         self._active.remove(answer)
-        llama_cpp.llama_memory_seq_rm(self._memory, answer.sequence, -1, -1)
+        self._kv.leave(answer.sequence, clear=clear)
         llama_cpp.llama_sampler_free(answer.sampler)
-        self._free.append(answer.sequence)
+
+    def _close_gaps(self) -> None:
+        while moved := self._kv.close_gap():
+            answer = next(answer for answer in self._active if answer.sequence == moved[0])
+            answer.sequence = moved[1]
 
     def _fill_batch(self) -> None:
-        """Next tokens of the decoding answers first, then as much of the waiting prompts as fits."""
-        self._batch.n_tokens = 0
-        for answer in sorted(self._active, key=lambda a: not a.completion):
-            pending = answer.completion[-1:] or answer.tokens[answer.n_past :]
-            room = BATCH_TOKENS - self._batch.n_tokens
-            chunk = pending[:room]
-            for token in chunk:
-                self._add_to_batch(token, answer.n_past, answer.sequence)
-                answer.n_past += 1
-            answer.output_index = -1
-            if chunk and len(chunk) == len(pending):
-                answer.output_index = self._batch.n_tokens - 1
-                self._batch.logits[answer.output_index] = 1
+        """A token of each answer that decodes, and a chunk of the prompts; neighbours next to each other.
 
-    def _add_to_batch(self, token: int, position: int, sequence: int) -> None:
-        batch, at = self._batch, self._batch.n_tokens
-        batch.token[at], batch.pos[at], batch.logits[at] = token, position, 0
-        batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
-        batch.n_tokens = at + 1
+        All prompts advance by as many tokens as the longest-waiting one, because llama.cpp takes equal shares in one
+        micro-batch.
+        """
+        decoding = [answer for answer in self._active if answer.completion]
+        room = BATCH_TOKENS - len(decoding)
+        chunks = {answer.id: 1 for answer in decoding}
+        share = 0
+        for answer in self._active:
+            if not answer.completion:
+                share = share or len(answer.tokens) - answer.n_past
+                chunks[answer.id] = min(share, room, len(answer.tokens) - answer.n_past)
+                room -= chunks[answer.id]
+        self._batch.n_tokens = 0
+        for answer in sorted(self._active, key=lambda a: a.sequence):
+            self._add_to_batch(answer, chunks[answer.id])
+
+    def _add_to_batch(self, answer: _Answer, n_tokens: int) -> None:
+        pending = answer.completion[-1:] or answer.tokens[answer.n_past : answer.n_past + n_tokens]
+        batch = self._batch
+        for token in pending[:n_tokens]:
+            at = batch.n_tokens
+            batch.token[at], batch.pos[at], batch.logits[at] = token, answer.n_past, 0
+            batch.n_seq_id[at], batch.seq_id[at][0] = 1, answer.sequence
+            batch.n_tokens = at + 1
+            answer.n_past += 1
+            self._kv.held[answer.sequence].append(token)
+        answer.output_index = -1
+        if n_tokens and answer.n_past >= len(answer.tokens):
+            answer.output_index = batch.n_tokens - 1
+            batch.logits[answer.output_index] = 1
 
     def _take_token(self, answer: _Answer) -> list[Event]:
         token = llama_cpp.llama_sampler_sample(answer.sampler, self.llama.context, answer.output_index)
@@ -192,6 +247,7 @@ class Engine:
             build=self.build,
             prompt=answer.prompt,
             prompt_tokens=len(answer.tokens),
+            cached_prompt_tokens=answer.n_cached,
             completion_tokens=n,
             seed=answer.seed,
             peak_rss_bytes=peak_rss_bytes(),
@@ -199,16 +255,16 @@ class Engine:
             load_s=self.load_s,
             ttft_s=answer.first_token - answer.arrived,
             tpot_s=decode_s / (n - 1) if n > 1 else None,
-            tokens_per_s=n / (answer.last_token - answer.arrived),
+            tokens_per_s=n / (answer.last_token - answer.started),
         )
         return [Finished(answer.id, result)]
 
     def _expired(self) -> list[Event]:
         now = time.perf_counter()
         events: list[Event] = []
-        for answer in [*self._active, *self._waiting]:
+        for answer in list(self._active):
             timeout_s = answer.request.sampling.timeout_s
-            if timeout_s is not None and now - answer.arrived > timeout_s:
+            if timeout_s is not None and now - answer.started > timeout_s:
                 self.cancel(answer.id)
                 done = f"{len(answer.completion)} tokens were done"
                 events.append(Failed(answer.id, GenerationTimeout(f"no end after timeout_s {timeout_s:g}; {done}")))
@@ -219,26 +275,5 @@ class Engine:
         error_class = ModelOutOfMemory if is_out_of_memory(reason) else ModelCrashed
         events: list[Event] = [Failed(answer.id, error_class(reason)) for answer in self._active]
         for answer in list(self._active):
-            self._leave(answer)
+            self._leave(answer, clear=True)
         return events
-
-
-def _make_sampler(sampling: SamplingParams, seed: int, n_vocab: int) -> object:
-    """llama.cpp's samplers in llama.cpp's own order: penalties, top-k, top-p, min-p, temperature, draw."""
-    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-
-    def add(sampler: object) -> None:
-        llama_cpp.llama_sampler_chain_add(chain, sampler)
-
-    if sampling.repeat_penalty != 1.0:
-        add(llama_cpp.llama_sampler_init_penalties(n_vocab, PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0))
-    if sampling.temperature == 0:
-        add(llama_cpp.llama_sampler_init_greedy())
-        return chain
-    if sampling.top_k > 0:
-        add(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
-    add(llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
-    add(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
-    add(llama_cpp.llama_sampler_init_temp(sampling.temperature))
-    add(llama_cpp.llama_sampler_init_dist(ctypes.c_uint32(seed).value))
-    return chain

@@ -13,9 +13,9 @@ class GenerateRequest:
     sampling: SamplingParams
     strip_reasoning: bool = False
     threads: int = 1
-    """Decoding threads; those of everything that decodes at once must not exceed the physical cores."""
+    """Decoding threads to ask the pool for, and exactly so many for an answer that is decoded alone."""
     most_threads: int = 0
-    """Up to so many where cores come free meanwhile."""
+    """Up to so many for the others, where cores come free meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class GenerateResult:
     prompt: str
     """Exactly what the model was given, chat template applied."""
     prompt_tokens: int
+    cached_prompt_tokens: int
+    """Of these, so many were already in the KV cache, from another prompt that begins alike."""
     completion_tokens: int
     seed: int
     peak_rss_bytes: int
@@ -41,10 +43,10 @@ class GenerateResult:
     load_s: float
     """Of loading the model, told with its first answer; 0.0 with later ones."""
     ttft_s: float
-    """From the request's arrival to its first token: prompt processing and one decode."""
+    """From the request's arrival to its first token: waiting for a free sequence, prompt processing, one decode."""
     tpot_s: float | None
     """Per token after the first; `None` for an answer of fewer than two tokens."""
     tokens_per_s: float
-    """Completion tokens over the time from the request's arrival to its last token."""
+    """Completion tokens over the time from the start of prompt processing to the last token."""
     degraded: tuple[str, ...] = ()
     """What had to be given up for want of memory."""

@@ -16,6 +16,7 @@ BATCH_TOKENS = 512
 """Most tokens in one decode call; llama.cpp's own default for a micro-batch."""
 
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type of ggml.h
+_FLASH_ATTENTION = {None: -1, False: 0, True: 1}  # llama_flash_attn_type of llama.h; -1 is auto
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR of ggml.h
 _errors: deque[str] = deque(maxlen=20)
 
@@ -63,6 +64,7 @@ class LlamaModel:
         params.n_batch = params.n_ubatch = min(BATCH_TOKENS, params.n_ctx)
         params.n_outputs_max = load.sequences  # one per sequence is read; the default reserves logits for a whole batch
         params.type_k = params.type_v = _KV_TYPES[load.kv_type]
+        params.flash_attn_type = _FLASH_ATTENTION[load.flash_attention]
         context = llama_cpp.llama_init_from_model(self.model, params)
         if not context:
             raise _load_error(
@@ -71,13 +73,13 @@ class LlamaModel:
             )
         return context
 
-    def tokenize(self, prompt: str) -> list[int]:
-        """Tokens of a rendered prompt; special tokens in it are recognised, none are added."""
+    def tokenize(self, prompt: str, *, special: bool = True) -> list[int]:
+        """Tokens of a rendered prompt; special tokens in it are recognised if `special`, none are added."""
         text = prompt.encode()
         room = len(text) + 2
         tokens = (llama_cpp.llama_token * room)()
         # A rendered chat template holds its own BOS; add_special would double it.
-        n = llama_cpp.llama_tokenize(self.vocab, text, len(text), tokens, room, False, True)
+        n = llama_cpp.llama_tokenize(self.vocab, text, len(text), tokens, room, False, special)
         if n < 0:
             raise ValueError(f"the prompt of {len(text)} bytes cannot be tokenized")
         return list(tokens[:n])

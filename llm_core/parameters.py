@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator
 
-from llm_core.call_params import MAX_SEED
+from llm_core.call_params import BAN, MAX_SEED
 from llm_core.documents import Document
 
 
@@ -19,9 +19,12 @@ class GenerationParams(Document):
     max_tokens: int | None = Field(None, ge=1, description="most tokens in one answer")
     seed: int | None = Field(None, ge=-1, le=MAX_SEED, description="of the sampler; -1 or unset draws one per call")
     stop: tuple[str, ...] | None = Field(None, description="text that ends an answer; not part of it")
+    logit_bias: dict[str, float] | None = Field(None, description="text → added to its tokens' logits; -100 bans")
+    deterministic: bool | None = Field(None, description="decode alone; unset: at temperature 0")
     n_ctx: int | None = Field(None, ge=16, description="context length in tokens: prompt and answer together")
     n_gpu_layers: int | None = Field(None, ge=-1, description="layers on the GPU; -1: all; unset: as many as fit")
     kv_type: Literal["f16", "q8_0", "q4_0"] | None = Field(None, description="number format of the KV cache")
+    flash_attention: bool | None = Field(None, description="unset: wherever llama.cpp can")
     timeout_s: float | None = Field(None, gt=0, description="a generation that takes longer is ended")
 
     @field_validator("stop", mode="before")
@@ -34,6 +37,14 @@ class GenerationParams(Document):
     def _no_empty_stop(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value and "" in value:
             raise ValueError("an empty stop string would end every answer at once")
+        return value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _bias_in_bounds(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for text, bias in (value or {}).items():
+            if not text or not BAN <= bias <= -BAN:
+                raise ValueError(f"{text!r}: {bias:g}: expected a text, and a bias from {BAN:g} to {-BAN:g}")
         return value
 
     def over(self, fallback: "GenerationParams") -> Self:

@@ -189,10 +189,14 @@ class _Planner:
             )
         default = shared.n_ctx or DEFAULT_N_CTX
         n_ctx = own.n_ctx or min(default, trained or default)
-        return LoadParams(str(model.path), n_ctx, kv_type=own.over(shared).kv_type or "f16")
+        wide = own.over(shared)
+        if wide.flash_attention is False and wide.kv_type not in (None, "f16"):
+            raise PlanError(f"{key}: kv_type {wide.kv_type} needs flash attention; take f16 or leave it on")
+        return LoadParams(str(model.path), n_ctx, kv_type=wide.kv_type or "f16", flash_attention=wide.flash_attention)
 
     def _sampling(self, params: GenerationParams, repetition: int) -> SamplingParams:
         chosen = {f.name: getattr(params, f.name) for f in fields(SamplingParams)}
+        chosen["logit_bias"] = tuple(params.logit_bias.items()) if params.logit_bias else None
         sampling = SamplingParams(**{name: value for name, value in chosen.items() if value is not None})
         if sampling.seed is None or sampling.seed < 0:
             return replace(sampling, seed=None)

@@ -24,7 +24,7 @@ MAX_PASSES = 8
 """Requests for resident models that may pass a waiting one before they, too, must queue."""
 
 
-@dataclass
+@dataclass(eq=False)  # two requests for the same model are two
 class _Request:
     load: LoadParams
     passed: int = 0
@@ -172,10 +172,10 @@ class ModelPool:
             worker = resident.worker
             assert worker
             worker.model = model
-            # One answer at a time: that is what a model is loaded for, and one lease of cores a process.
-            with resident.turn, self._cores.take(worker, request.threads, request.most_threads) as threads:
-                first, resident.answered = not resident.answered, True
+            with self._cores.take(worker, request.threads, request.most_threads) as threads:
                 result = worker.generate(replace(request, threads=threads), on_token)
+            with self._changed:
+                first, resident.answered = not resident.answered, True
             return replace(result, load_s=worker.load_s if first else 0.0)
 
     @contextmanager

@@ -1,6 +1,5 @@
 """A model in memory, as the pool sees it and as people do."""
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,7 +55,6 @@ class Resident:
     answered: bool = False
     """Its load time has been told with its first answer."""
     last_used: float = field(default_factory=time.monotonic)
-    turn: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def usable(self) -> bool:

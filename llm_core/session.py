@@ -48,6 +48,7 @@ class StepRecord(BaseModel):
     parameters: dict[str, Any] = {}
     seed: int | None = None
     prompt_tokens: int | None = None
+    cached_prompt_tokens: int | None = None
     completion_tokens: int | None = None
     load_s: float | None = None
     ttft_s: float | None = None

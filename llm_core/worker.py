@@ -78,7 +78,9 @@ class ModelWorker:
         return not self._ended and self._process.poll() is None
 
     def generate(self, request: GenerateRequest, on_token: OnToken | None = None) -> GenerateResult:
-        """Answer one chat, blocking. `load_s` of the result is the load time of this worker.
+        """Answer one chat, blocking, with as many threads as `use_threads` said last (1).
+
+        `timeout_s` begins when the answer gets its sequence; `load_s` of the result is the load time of this worker.
 
         Raises:
             ContextOverflow: the prompt does not fit.
@@ -91,12 +93,14 @@ class ModelWorker:
         try:
             self._send(generate=id, request=dataclasses.asdict(request))
             timeout_s = request.sampling.timeout_s
-            limit_s = None if timeout_s is None else timeout_s + TIMEOUT_GRACE_S
+            limit_s = None  # while it waits for its turn
             while True:
                 message = self._next(id, "generating", limit_s)
                 if "finished" in message:
                     return GenerateResult(**message["result"])
-                if on_token:
+                if "started" in message:
+                    limit_s = None if timeout_s is None else timeout_s + TIMEOUT_GRACE_S
+                elif on_token:
                     on_token(message["text"], message["n"])
         except queue.Empty:
             self.kill()
@@ -164,22 +168,26 @@ class ModelWorker:
         assert self._process.stdout
         for line in self._process.stdout:
             try:
-                message = json.loads(line)
+                messages = json.loads(line)
             except ValueError:  # killed in the middle of a line
                 break
-            if "paused" in message:
-                self._paused.set()
-                continue
-            id = next((message[key] for key in ("token", "finished", "failed") if key in message), None)
-            with self._lock:
-                inbox = self._inboxes.get(id)
-            if inbox:
-                inbox.put(message)
+            for message in messages:
+                self._sort(message)
         self._process.wait()
         with self._lock:
             self._ended = True
             for inbox in self._inboxes.values():
                 inbox.put(None)
+
+    def _sort(self, message: dict[str, Any]) -> None:
+        if "paused" in message:
+            self._paused.set()
+            return
+        id = next((message[key] for key in ("started", "token", "finished", "failed") if key in message), None)
+        with self._lock:
+            inbox = self._inboxes.get(id)
+        if inbox:
+            inbox.put(message)
 
     def _crash(self, doing: str) -> ModelCrashed | ModelOutOfMemory:
         code = self._process.wait()

@@ -1,8 +1,9 @@
 """The child process of a loaded model: JSON lines in on stdin, JSON lines out on what was stdout.
 
 In:  {"load": …} first, then {"generate": id, "request": …}, {"cancel": id}, {"threads": n}; 0 pauses.
-Out: {"loaded": load_s}, {"token": id, "text": …, "n": …}, {"finished": id, "result": …},
-     {"paused": true}, {"failed": id or null, "kind": class of llm_core.errors, "message": …}.
+Out: a line is a list of messages, all those of one decode step: {"loaded": load_s}, {"started": id},
+     {"token": id, "text": …, "n": …}, {"finished": id, "result": …}, {"paused": true},
+     {"failed": id or null, "kind": class of llm_core.errors, "message": …}.
 """
 
 import dataclasses
@@ -30,14 +31,14 @@ def main() -> None:
     try:
         engine = Engine(load)
     except GgufFlowError as error:
-        _send(out, failed=None, kind=type(error).__name__, message=str(error))
+        _send(out, {"failed": None, "kind": type(error).__name__, "message": str(error)})
         return
-    _send(out, loaded=engine.load_s)
+    _send(out, {"loaded": engine.load_s})
     while True:
         while not engine.busy or engine.threads == 0 or not inbox.empty():
             _receive(engine, inbox.get(), out)
-        for event in engine.step():
-            _report(out, event)
+        if events := engine.step():
+            _send(out, *map(_message, events))
 
 
 def _read(inbox: "queue.SimpleQueue[dict[str, Any]]") -> None:
@@ -54,29 +55,33 @@ def _receive(engine: Any, message: dict[str, Any], out: TextIO) -> None:
     if "threads" in message:
         engine.threads = message["threads"]
         if engine.threads == 0:
-            _send(out, paused=True)
+            _send(out, {"paused": True})
         return
     request = message["request"]
-    sampling = SamplingParams(**{**request["sampling"], "stop": tuple(request["sampling"]["stop"])})
+    sampling = request["sampling"]
+    sampling["stop"] = tuple(sampling["stop"])
+    sampling["logit_bias"] = tuple((text, bias) for text, bias in sampling["logit_bias"])
     messages = tuple((role, content) for role, content in request["messages"])
     engine.submit(
-        message["generate"], GenerateRequest(messages, sampling, request["strip_reasoning"], request["threads"])
+        message["generate"],
+        GenerateRequest(messages, SamplingParams(**sampling), request["strip_reasoning"], request["threads"]),
     )
 
 
-def _report(out: TextIO, event: Any) -> None:
-    from llm_core.engine import Failed, Finished
+def _message(event: Any) -> dict[str, Any]:
+    from llm_core.engine import Failed, Finished, Started
 
+    if isinstance(event, Started):
+        return {"started": event.id}
     if isinstance(event, Finished):
-        _send(out, finished=event.id, result=dataclasses.asdict(event.result))
-    elif isinstance(event, Failed):
-        _send(out, failed=event.id, kind=type(event.error).__name__, message=str(event.error))
-    else:
-        _send(out, token=event.id, text=event.text, n=event.completion_tokens)
+        return {"finished": event.id, "result": dataclasses.asdict(event.result)}
+    if isinstance(event, Failed):
+        return {"failed": event.id, "kind": type(event.error).__name__, "message": str(event.error)}
+    return {"token": event.id, "text": event.text, "n": event.completion_tokens}
 
 
-def _send(out: TextIO, **message: Any) -> None:
-    out.write(json.dumps(message) + "\n")
+def _send(out: TextIO, *messages: dict[str, Any]) -> None:
+    out.write(json.dumps(messages) + "\n")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def step_markdown(step: StepRecord) -> str:
         for member, text in step.aggregation["candidates"].items():
             parts += [f"#### {member}", _quoted(text)]
     timings = {name: getattr(step, name) for name in ("load_s", "ttft_s", "tpot_s", "tokens_per_s")}
-    counts = {name: getattr(step, name) for name in ("prompt_tokens", "completion_tokens", "finish_reason", "seed")}
+    counted = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "finish_reason", "seed")
+    counts = {name: getattr(step, name) for name in counted}
     facts = {"model": step.model, **counts, **timings, **step.parameters}
     rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items() if value is not None]
     parts += ["### Figures", "\n".join(["| | |", "|---|---|", *rows])]

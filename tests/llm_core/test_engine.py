@@ -1,0 +1,175 @@
+"""The engine on a real model: many answers in one context, each as if it were alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from llama_cpp import Llama
+
+from llm_core.call_params import LoadParams, SamplingParams
+from llm_core.engine import Engine, Failed, Finished, Started, Token
+from llm_core.errors import GenerationTimeout
+from llm_core.generation import GenerateRequest, GenerateResult
+
+SYSTEM = "You know the sea and all that lives in it. Answer in plain words. " * 26
+"""416 tokens."""
+TOPICS = "ice bread rain glass the moon a lighthouse copper tea salt a river wool chess paper the wind".split()
+PROMPTS = [
+    *(f"Say something about {topic}." for topic in TOPICS),
+    "Hi",
+    "What is the capital of France?",
+    "Count from one to twenty in English, then in French." * 4,
+    "Once upon a time there was a fisherman who could not swim. " * 12,
+    "List three colours.\n\n1. red\n2.",
+    "Почему небо синее?",
+]
+"""More than 20, from one word to 150 tokens."""
+
+
+def request(question: str, system: str | None = None, **sampling: object) -> GenerateRequest:
+    messages = ((("system", system),) if system else ()) + (("user", question),)
+    return GenerateRequest(messages, SamplingParams(**{"temperature": 0, "max_tokens": 16, **sampling}), threads=2)  # type: ignore[arg-type]
+
+
+def make_engine(path: Path, n_ctx: int, sequences: int, **load: object) -> Engine:
+    engine = Engine(LoadParams(str(path), n_ctx, sequences=sequences, **load))  # type: ignore[arg-type]
+    engine.threads = 2
+    return engine
+
+
+def work_off(engine: Engine, until: Callable[[object], bool] = lambda event: False) -> list[object]:
+    """Step until nothing is left to do, or an event is what is waited for."""
+    events: list[object] = []
+    while engine.busy:
+        for event in engine.step():
+            events.append(event)
+            if until(event):
+                return events
+    return events
+
+
+def results(events: list[object]) -> dict[int, GenerateResult]:
+    return {event.id: event.result for event in events if isinstance(event, Finished)}
+
+
+@pytest.fixture(scope="module")
+def engine(smollm: Path) -> Engine:
+    return make_engine(smollm, 768, 4)
+
+
+@pytest.mark.parametrize("flash_attention", [True, False])
+@pytest.mark.parametrize("file", ["Q4_1", "Q8_0"])
+def test_greedy_tokens_are_those_of_llama_cpp_python(
+    variants: dict[str, Path], file: str, flash_attention: bool
+) -> None:
+    path = variants[file]
+    engine = make_engine(path, 512, 4, flash_attention=flash_attention)
+    for id, prompt in enumerate(PROMPTS):
+        engine.submit(id, request(prompt))
+    ours = results(work_off(engine))
+    llama = Llama(str(path), n_ctx=512, n_threads=2, n_threads_batch=2, flash_attn=flash_attention, verbose=False)
+    for id, prompt in enumerate(PROMPTS):
+        llama.reset()
+        theirs = llama.create_chat_completion([{"role": "user", "content": prompt}], temperature=0, max_tokens=16)
+        assert ours[id].text == theirs["choices"][0]["message"]["content"].strip()
+        assert ours[id].completion_tokens == theirs["usage"]["completion_tokens"]
+        assert ours[id].prompt_tokens == theirs["usage"]["prompt_tokens"]
+
+
+def test_prompt_that_begins_like_another_finds_its_beginning_in_the_cache(engine: Engine) -> None:
+    questions = [
+        "Do whales sleep?",
+        "What do crabs eat?",
+        "How deep is the sea?",
+        "Why is it salty?",
+        "What is a wave?",
+    ]
+    alone = {}
+    for id, question in enumerate(questions):
+        engine.submit(id, request(question, SYSTEM, max_tokens=4))
+        alone |= results(work_off(engine))
+    for id, question in enumerate(questions):
+        engine.submit(id, request(question, SYSTEM, max_tokens=4, deterministic=False))
+    together = results(work_off(engine))
+    assert [alone[id].cached_prompt_tokens for id in range(5)] == [0] * 5, "alone is alone"
+    assert all(together[id].cached_prompt_tokens > 400 for id in range(5))
+    assert [together[id].text for id in range(5)] == [alone[id].text for id in range(5)]
+
+
+def test_prompts_that_come_at_once_wait_for_the_first_to_prefill_what_they_share(smollm: Path) -> None:
+    engine = make_engine(smollm, 768, 4)
+    for id, topic in enumerate(TOPICS[:4]):
+        engine.submit(id, request(f"Tell me of {topic}.", SYSTEM, deterministic=False))
+    cached = [result.cached_prompt_tokens for _, result in sorted(results(work_off(engine)).items())]
+    assert cached[0] == 0
+    assert all(n > 400 for n in cached[1:])
+
+
+def test_request_to_be_decoded_alone_has_no_company(engine: Engine) -> None:
+    for id, deterministic in enumerate((False, False, True, False)):
+        engine.submit(id, request(PROMPTS[id], max_tokens=4 + id, deterministic=deterministic))
+    seen = [(type(event), event.id) for event in work_off(engine) if not isinstance(event, Token)]
+    assert seen[:2] == [(Started, 0), (Started, 1)]
+    assert seen.index((Started, 2)) > max(seen.index((Finished, 0)), seen.index((Finished, 1)))
+    assert seen[-2:] == [(Started, 3), (Finished, 3)]
+    assert seen[-3] == (Finished, 2)
+
+
+def test_answer_that_is_moved_to_close_a_gap_goes_on_as_it_was(engine: Engine) -> None:
+    lengths = {0: 2, 1: 30, 2: 3, 3: 30}
+    for id, max_tokens in lengths.items():
+        engine.submit(id, request(PROMPTS[id], max_tokens=max_tokens, deterministic=False))
+    moved = results(work_off(engine))
+    for id, max_tokens in lengths.items():
+        engine.submit(id, request(PROMPTS[id], max_tokens=max_tokens))
+        assert moved[id].text == results(work_off(engine))[id].text
+
+
+def test_cancelled_request_gives_no_event_and_its_sequence_back(engine: Engine) -> None:
+    for id in range(6):
+        engine.submit(id, request(PROMPTS[id], max_tokens=200, deterministic=False))
+    work_off(engine, until=lambda event: isinstance(event, Token) and event.id == 1)
+    for id in (1, 5):  # one on its way, one waiting
+        engine.cancel(id)
+    later = work_off(engine)
+    assert {event.id for event in later} == {0, 2, 3, 4}
+    assert sorted(results(later)) == [0, 2, 3, 4]
+
+
+def test_time_out_does_not_count_the_wait_for_a_sequence(smollm: Path) -> None:
+    engine = make_engine(smollm, 512, 1)
+    engine.submit(1, request("Write a long story.", max_tokens=300, timeout_s=0.3))
+    engine.submit(2, request("Hi", max_tokens=1, timeout_s=0.3))
+    events = work_off(engine)
+    (failed,) = (event for event in events if isinstance(event, Failed))
+    assert (failed.id, type(failed.error)) == (1, GenerationTimeout)
+    assert sorted(results(events)) == [2]
+
+
+def test_logit_bias_forbids_and_forces_tokens(engine: Engine) -> None:
+    question, system = "What is the capital of France?", "Be brief."
+    engine.submit(1, request(question, system))
+    engine.submit(2, request(question, system, logit_bias=((" Paris", -100.0), ("Paris", -100.0))))
+    engine.submit(3, request(question, system, max_tokens=3, logit_bias=((" no", 100.0),)))
+    found = results(work_off(engine))
+    assert "Paris" in found[1].text
+    assert "Paris" not in found[2].text
+    assert found[3].text == "no no no"
+
+
+def test_prompts_longer_than_a_decode_call_are_prefilled_beside_running_answers(smollm: Path) -> None:
+    engine = make_engine(smollm, 1536, 2)
+    engine.submit(1, request("Write a long story.", max_tokens=40, deterministic=False))
+    work_off(engine, until=lambda event: isinstance(event, Token))
+    engine.submit(2, request("word " * 1100, max_tokens=2, deterministic=False))
+    events = [event for event in work_off(engine) if not isinstance(event, Started)]
+    first_of_long = next(at for at, event in enumerate(events) if event.id == 2)
+    assert [event.id for event in events[:first_of_long]] == [1] * max(2, first_of_long), "one token a step"
+
+
+def test_timings_of_an_answer_count_its_own_tokens(engine: Engine) -> None:
+    engine.submit(1, request("Write a long story.", max_tokens=20))
+    result = results(work_off(engine))[1]
+    assert result.tpot_s is not None
+    total_s = result.ttft_s + result.tpot_s * 19
+    assert result.tokens_per_s == pytest.approx(20 / total_s, rel=0.05)
