@@ -1,43 +1,33 @@
 """A PipelineSpec becomes a Prefect flow: stages are tasks, futures are edges."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from prefect import flow, get_run_logger, runtime
+from prefect import flow, runtime
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.flows import Flow
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Failed
 
-from flows.pools import run_pool
+from flows.resources import ended_by, name_run, run_resources
 from flows.result import PipelineFailed, PipelineResult
-from flows.snapshot import config_snapshot
-from llm_core.call_params import LoadParams
 from llm_core.errors import InsufficientMemory
-from llm_core.machine import budget, gib, physical_cores, read_machine
-from llm_core.machine_lock import machine_lock
-from llm_core.memory import MemoryEstimates
+from llm_core.machine import gib
 from llm_core.pipeline import PipelineSpec
-from llm_core.plan import Plan, StagePlan, make_plan
+from llm_core.plan import Plan, StagePlan
 from llm_core.pool import ModelPool
 from llm_core.prompts import check_question
-from llm_core.registry import load_registry
-from llm_core.residency import Residency, StageResidency, plan_residency
 from llm_core.session import Session, StepRecord
 from llm_core.settings import Settings
 from tasks.aggregate import aggregate
 from tasks.generate import generate
 from tasks.preflight import Admission, preflight, refuse
 from tasks.record import artifact_key
-from tasks.run import Run, progress
+from tasks.run import Run
 
 StepFuture = PrefectFuture[Any]
-T = TypeVar("T")
 
 
 def compile_flow(spec: PipelineSpec, settings: Settings | None = None) -> Flow[[str], Any]:
@@ -60,74 +50,39 @@ async def execute(spec: PipelineSpec, question: str, settings: Settings) -> Pipe
         GgufFlowError: nothing was started; the message says why.
     """
     check_question(question)
-    registry = load_registry(settings)
-    plan = make_plan(spec, registry, source=settings.pipeline_file)
-    estimates = MemoryEstimates(settings.cache_folder)
-    async with AsyncExitStack() as held:
-        # Loading, closing and waiting block; none of it on the event loop, which answers to cancellation.
-        lock = machine_lock(settings.cache_folder / "locks", budget(read_machine(), settings.limits), _say)
-        await held.enter_async_context(_in_thread(lock))
-        pool = await held.enter_async_context(_in_thread(run_pool(plan.execution_mode, settings, estimates)))
-        residency = await asyncio.to_thread(_residency, plan, pool, estimates)
-        snapshot = await asyncio.to_thread(config_snapshot, spec, plan, residency, registry, settings)
+    async with run_resources(spec, settings) as held:
+        plan = held.plan
         session = Session.create(
             settings.sessions_folder,
             pipeline=plan.pipeline,
             question=question,
             execution_mode=plan.execution_mode,
-            snapshot=snapshot,
+            snapshot=held.snapshot,
             flow_run_id=runtime.flow_run.id,
         )
         try:
-            await _name_run(f"{plan.pipeline} {session.record.id}")
-            if isinstance(residency, InsufficientMemory):
-                return await _refused(session, residency)
-            pool.expect(load for stage in residency.stages for load in _uses(stage))
-            steps = _submit(Run(plan, question, residency, pool, estimates, session, physical_cores()))
+            await name_run(f"{plan.pipeline} {session.record.id}")
+            if isinstance(held.residency, InsufficientMemory):
+                return await refused(session, held.residency)
+            steps = _submit(held.run(session), question)
             await asyncio.to_thread(wait, list(steps.values()))
-            await _resident_artifact(plan, pool)
+            await _resident_artifact(plan, held.pool)
             return await _conclude(plan, session, steps)
         except BaseException as error:
-            session.fail(f"{type(error).__name__}: {error}", "cancelled" if _is_cancellation(error) else "failed")
+            session.fail(f"{type(error).__name__}: {error}", ended_by(error))
             raise
 
 
-def _residency(plan: Plan, pool: ModelPool, estimates: MemoryEstimates) -> Residency | InsufficientMemory:
-    try:
-        return plan_residency(plan, pool.budget, estimates.need, physical_cores())
-    except InsufficientMemory as refusal:
-        return refusal
-
-
-async def _refused(session: Session, refusal: InsufficientMemory) -> State[Any]:
+async def refused(session: Session, refusal: InsufficientMemory) -> State[Any]:
     """A run that can never fit is refused before anything loads, by a failed preflight that the UI shows."""
     future = refuse.submit(refusal)
     await asyncio.to_thread(wait, [future])
-    failure = _failure("preflight", future, session.path)
+    failure = failure_of("preflight", future, session.path)
     session.fail(str(failure))
     return Failed(message=str(failure), data=failure)
 
 
-def _uses(stage: StageResidency) -> list[LoadParams]:
-    return [placement.load for placement in stage.placements]
-
-
-def _say(line: str) -> None:
-    get_run_logger().warning(line)
-    progress.get().say(line)
-
-
-@asynccontextmanager
-async def _in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave a blocking context manager in threads."""
-    value = await asyncio.to_thread(manager.__enter__)
-    try:
-        yield value
-    finally:
-        await asyncio.to_thread(manager.__exit__, None, None, None)
-
-
-def _submit(run: Run) -> dict[str, StepFuture]:
+def _submit(run: Run, question: str) -> dict[str, StepFuture]:
     """Every task of the plan as a future, by name; futures passed on draw the graph."""
     steps: dict[str, StepFuture] = {}
     outputs: dict[str, StepFuture] = {}
@@ -136,23 +91,28 @@ def _submit(run: Run) -> dict[str, StepFuture]:
         name = f"preflight: {stage.id}"
         admission = preflight.with_options(name=name, task_run_name=name).submit(run, stage, inputs)  # type: ignore[arg-type]
         steps[name] = admission
-        members = [_submit_call(run, stage, index, admission, inputs) for index in range(len(stage.calls))]
+        members = [_submit_call(run, stage, index, question, admission, inputs) for index in range(len(stage.calls))]
         steps |= {f"{stage.id}: {call.member}": future for call, future in zip(stage.calls, members, strict=True)}
         outputs[stage.id] = members[0]
         if stage.aggregation:
             name = f"{stage.id}: {stage.aggregation.kind}"
             merge = aggregate.with_options(name=name, task_run_name=name, retries=stage.retries)
-            outputs[stage.id] = steps[name] = merge.submit(run, stage, members, inputs)  # type: ignore[arg-type]
+            outputs[stage.id] = steps[name] = merge.submit(run, stage, question, members, inputs)  # type: ignore[arg-type]
     return steps
 
 
 def _submit_call(
-    run: Run, stage: StagePlan, index: int, admission: PrefectFuture[Admission], inputs: dict[str, StepFuture]
+    run: Run,
+    stage: StagePlan,
+    index: int,
+    question: str,
+    admission: PrefectFuture[Admission],
+    inputs: dict[str, StepFuture],
 ) -> StepFuture:
     call = stage.calls[index]
     name = f"{stage.id}: {call.member}"
     named = generate.with_options(name=name, task_run_name=name, retries=stage.retries)
-    future: StepFuture = named.submit(run, stage, call, admission, inputs)  # type: ignore[call-overload]
+    future: StepFuture = named.submit(run, stage, call, question, admission, inputs)  # type: ignore[call-overload]
     return future
 
 
@@ -166,7 +126,7 @@ async def _conclude(plan: Plan, session: Session, steps: dict[str, StepFuture]) 
             result = future.result()
             records += [result] if isinstance(result, StepRecord) else []
         elif future.state.is_failed() and failure is None:
-            failure = _failure(name, future, session.path)
+            failure = failure_of(name, future, session.path)
     await _timing_artifact(plan, records)
     if failure or finished < len(steps):
         failure = failure or PipelineFailed("a step did not finish", session.path, None)
@@ -187,7 +147,7 @@ async def _conclude(plan: Plan, session: Session, steps: dict[str, StepFuture]) 
     )
 
 
-def _failure(name: str, future: StepFuture, session_path: Path) -> PipelineFailed:
+def failure_of(name: str, future: StepFuture, session_path: Path) -> PipelineFailed:
     try:
         future.result()
     except Exception as error:
@@ -220,12 +180,3 @@ async def _timing_artifact(plan: Plan, records: list[StepRecord]) -> None:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
-
-
-async def _name_run(name: str) -> None:
-    async with get_client() as client:
-        await client.update_flow_run(runtime.flow_run.id, name=name)
-
-
-def _is_cancellation(error: BaseException) -> bool:
-    return not isinstance(error, Exception)

@@ -58,5 +58,6 @@ def _stage_lines(number: int, stage: StageResidency, residency: Residency, names
 def _described(load: LoadParams, names: dict[LoadParams, str], need: ModelNeed) -> str:
     sizes = " + ".join(f"{gib(size)} {device}" for device, size in by_device(need).items())
     layers = f", {load.n_gpu_layers} layers on GPU {load.gpu}" if load.gpu is not None else ""
+    answers = f", {load.sequences} answers at once" if load.sequences > 1 else ""
     formula = ", by formula" if need.source == "formula" else ""
-    return f"{names[load]} ({Path(load.path).name}{layers}): {sizes}{formula}"
+    return f"{names[load]} ({Path(load.path).name}{layers}{answers}): {sizes}{formula}"

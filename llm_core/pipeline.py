@@ -27,6 +27,7 @@ class MemberSpec(Document):
     system_prompt: str | None = None
     instructions: str | None = None
     generation: GenerationParams = GenerationParams()
+    samples: int = Field(1, ge=1, le=100, description="answers drawn from this model, in one batch")
 
 
 class AggregationSpec(Document):
@@ -83,13 +84,14 @@ class StageSpec(Document):
             return data
         stage = {key: value for key, value in data.items() if value is not None}
         _refuse_unknown_keys(stage, cls)
-        stage["type"] = _stage_type(stage)
+        samples = stage.pop("samples", 1)
+        stage["type"] = _stage_type(stage, samples)
         models = stage.pop("models", None)
         if models is None:
             models = [stage.pop("model")]
         elif isinstance(models, str | Mapping):
             models = [models]
-        stage["members"] = [_member(position, written) for position, written in enumerate(models)]
+        stage["members"] = [_member(position, written, samples) for position, written in enumerate(models)]
         if isinstance(stage.get("input_from"), str):
             stage["input_from"] = [stage["input_from"]]
         aggregation = stage.pop("aggregation", None)
@@ -99,9 +101,10 @@ class StageSpec(Document):
         return stage
 
 
-def _member(position: int, written: Any) -> MemberSpec:
+def _member(position: int, written: Any, samples: Any) -> MemberSpec:
+    member = {"model": written} if isinstance(written, str) else written
     try:
-        return MemberSpec.model_validate({"model": written} if isinstance(written, str) else written)
+        return MemberSpec.model_validate({"samples": samples, **member} if isinstance(member, Mapping) else member)
     except ValidationError as error:
         raise ValueError(f"models[{position}]: {describe(error)}") from None
 
@@ -121,6 +124,7 @@ def _refuse_unknown_keys(stage: Mapping[str, Any], spec: type[StageSpec]) -> Non
         *(name for name in spec.model_fields if name != "members"),
         "model",
         "models",
+        "samples",
         "synthesis_model",
         "template",
     ]
@@ -131,7 +135,7 @@ def _refuse_unknown_keys(stage: Mapping[str, Any], spec: type[StageSpec]) -> Non
             raise ValueError(f"unknown key '{key}'{near_name(key, known)}")
 
 
-def _stage_type(stage: Mapping[str, Any]) -> str:
+def _stage_type(stage: Mapping[str, Any], samples: Any) -> str:
     has_one, has_many = "model" in stage, "models" in stage
     if has_one == has_many:
         raise ValueError("needs either 'model' or 'models'" + (", not both" if has_one else ""))
@@ -139,10 +143,12 @@ def _stage_type(stage: Mapping[str, Any]) -> str:
         raise ValueError("models: expected a list of model names")
     if not has_many and not isinstance(stage["model"], str):
         raise ValueError("model: expected a model's name")
-    kind = stage.get("type") or ("multi" if has_many else "single")
+    kind = stage.get("type") or ("multi" if has_many or samples != 1 else "single")
     if kind == "single" and has_many:
         raise ValueError("type 'single' takes 'model'; for 'models' the type is 'multi'")
-    if kind == "multi" and has_one:
+    if kind == "single" and samples != 1:
+        raise ValueError("type 'single' is one answer; with 'samples' the type is 'multi'")
+    if kind == "multi" and has_one and samples == 1:
         raise ValueError("type 'multi' takes 'models', a list; for one 'model' the type is 'single'")
     return kind
 

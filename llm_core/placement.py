@@ -1,10 +1,11 @@
-"""Where each model goes: its device, its GPU layers, and the threads it decodes with. Pure functions."""
+"""Where each model goes: its device, its GPU layers, how many answers at once, and with how many threads. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from llm_core.call_params import LoadParams
-from llm_core.machine import RAM, Bytes
+from llm_core.machine import RAM, Bytes, fits, sums
 from llm_core.memory import ModelNeed, by_device
 from llm_core.plan import Call, Plan, StagePlan
 
@@ -26,29 +27,77 @@ def fitting_layers(load: LoadParams, n_layers: int, vram_bytes: int, need: Need)
     return most
 
 
-def place(plan: Plan, within: Bytes, need: Need) -> dict[Call, LoadParams]:
-    """Device and GPU layers of every call, decided once for the run so that no stage loads a model anew.
+def place(plan: Plan, within: Bytes, need: Need, at_once: int = 1) -> dict[Call, LoadParams]:
+    """Device, GPU layers and sequences of every call, decided once for the run so that no stage loads a model anew.
 
     A call gets the layers it asks for, or as many as fit beside the models it shares a stage with; the rest, and all
-    of a model that gets none, stays on the CPU.
+    of a model that gets none, stays on the CPU. Then its context grows to as many answers at once as are wanted and
+    fit: those of one stage, times the `at_once` questions of a dataset run; one that is decoded alone needs no more.
     """
-    placed: dict[tuple[LoadParams, int | None], LoadParams] = {}
+    placed: dict[_Wish, LoadParams] = {}
     companions = _companions(plan)
     for call in plan.calls:
         wish = (call.load, call.n_gpu_layers)
-        if wish in placed:
-            continue
-        beside = {other for group in companions if wish in group for other in group}
-        loads = dict.fromkeys(placed[other] for other in beside if other in placed)
-        free = dict(within)
-        for load in loads:
-            for name, size in by_device(need(load)).items():
-                free[name] = free.get(name, 0) - size
-        placed[wish] = _place_one(call, free, need)
-    return {call: placed[call.load, call.n_gpu_layers] for call in plan.calls}
+        if wish not in placed:
+            beside = [placed[other] for other in _beside(wish, companions) if other in placed]
+            placed[wish] = _place_one(call, _left(within, beside, need), need)
+    answers = _answers_at_once(plan, at_once)
+    divisors = _divisors(placed, answers, companions, within, need)
+    grown = {wish: _grown(load, answers.get(wish, 1), divisors[wish]) for wish, load in placed.items()}
+    return {call: grown[call.load, call.n_gpu_layers] for call in plan.calls}
 
 
-def _companions(plan: Plan) -> list[set[tuple[LoadParams, int | None]]]:
+_Wish = tuple[LoadParams, int | None]
+
+
+def _answers_at_once(plan: Plan, at_once: int) -> dict[_Wish, int]:
+    most: dict[_Wish, int] = {}
+    for stage in plan.stages:
+        synthesis = stage.aggregation.synthesis if stage.aggregation else None
+        for calls in (stage.calls, (synthesis,) if synthesis else ()):
+            counts = Counter((call.load, call.n_gpu_layers) for call in calls if not call.sampling.alone)
+            for wish, n_members in counts.items():
+                # A dataset run fills the sequences with questions; its members need none of their own.
+                most[wish] = max(most.get(wish, 1), n_members, at_once)
+    return most
+
+
+def _divisors(
+    placed: Mapping[_Wish, LoadParams],
+    answers: Mapping[_Wish, int],
+    companions: list[set[_Wish]],
+    within: Bytes,
+    need: Need,
+) -> dict[_Wish, int]:
+    """By what each model's wish for sequences is divided (1, 2, 4, …), equally among those that share a stage."""
+    divisors = dict.fromkeys(placed, 1)
+    for group in [*({wish} for wish in placed), *companions]:
+        divisor = 1
+        while True:
+            loads = {_grown(placed[wish], answers.get(wish, 1), divisor) for wish in group}
+            fit = fits([by_device(need(load)) for load in loads], within)
+            if fit or all(load.sequences == 1 for load in loads):
+                break
+            divisor *= 2
+        if fit or len(group) == 1:  # a group that does not fit in any case is never there together
+            divisors |= {wish: max(divisors[wish], divisor) for wish in group}
+    return divisors
+
+
+def _grown(load: LoadParams, answers: int, divisor: int) -> LoadParams:
+    return replace(load, sequences=max(1, answers // divisor))
+
+
+def _left(within: Bytes, beside: Iterable[LoadParams], need: Need) -> Bytes:
+    taken = sums(by_device(need(load)) for load in set(beside))
+    return {name: size - taken.get(name, 0) for name, size in within.items()}
+
+
+def _beside(wish: _Wish, companions: list[set[_Wish]]) -> set[_Wish]:
+    return {other for group in companions if wish in group for other in group} - {wish}
+
+
+def _companions(plan: Plan) -> list[set[_Wish]]:
     together = plan.execution_mode in ("parallel", "auto", "persistent")
     return [{(c.load, c.n_gpu_layers) for c in stage.calls} for stage in plan.stages] if together else []
 

@@ -143,7 +143,8 @@ class _Planner:
         calls: list[Call] = []
         for position, member in enumerate(stage.members):
             key = f"{where}.models[{position}]" if stage.type == "multi" else f"{where}.model"
-            calls.append(self._call(key, stage, member, calls))
+            for _ in range(member.samples):
+                calls.append(self._call(key, stage, member, calls))
         aggregation = None
         if stage.type == "multi" and stage.aggregation:
             aggregation = self._aggregation(f"{where}.aggregation", stage, stage.aggregation, calls, inputs)

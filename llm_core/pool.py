@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -67,6 +68,7 @@ class ModelPool:
         self._residents: dict[LoadParams, Resident] = {}
         self._queue: list[_Request] = []
         self._expected: list[LoadParams] = []
+        self._held: Counter[LoadParams] = Counter()
         self._instead: dict[LoadParams, LoadParams] = {}
         self._changed = threading.Condition()
         self._closed = False
@@ -101,6 +103,19 @@ class ModelPool:
         """Load a model before it is asked for. Raises as `generate`."""
         with self._resident(load, model):
             pass
+
+    @contextmanager
+    def hold(self, load: LoadParams) -> Iterator[None]:
+        """Whoever asks a model many things in a row keeps it: from its first use it is not evicted for others."""
+        with self._changed:
+            self._consume(load)
+            self._held[load] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held[load] -= 1
+                self._changed.notify_all()
 
     def prefetch(self, load: LoadParams, model: str) -> None:
         """Begin to load in the background, if there is room now without evicting or waiting; else do nothing."""
@@ -226,6 +241,8 @@ class ModelPool:
 
     def _may_join(self, request: _Request) -> bool:
         """Pass ahead of those who wait for memory, unless the first of them has been passed too often."""
+        if self._is_held(request.load):
+            return True
         ahead = self._queue[: self._queue.index(request)]
         if any(waiting.passed >= MAX_PASSES for waiting in ahead):
             return False
@@ -244,8 +261,9 @@ class ModelPool:
         return resident
 
     def _consume(self, load: LoadParams) -> None:
-        with suppress(ValueError):
-            self._expected.remove(load)
+        if not self._is_held(load):  # a whole pass is one use, counted when it begins
+            with suppress(ValueError):
+                self._expected.remove(load)
 
     def _shortage(self, load: LoadParams, need: Bytes) -> dict[str, int]:
         """Bytes by device that must be freed before `load` fits: by the budget, and by what is measured to be free."""
@@ -289,7 +307,11 @@ class ModelPool:
         return f"model '{model}' needs {what}{also}; lower n_ctx, free memory, or take a smaller quantization"
 
     def _is_idle(self, resident: Resident) -> bool:
-        return resident.users == 0 and not resident.pinned and not resident.leaving
+        kept = resident.pinned or self._is_held(resident.load)
+        return resident.users == 0 and not kept and not resident.leaving
+
+    def _is_held(self, load: LoadParams) -> bool:
+        return any(self._instead.get(held, held) == load for held, n in self._held.items() if n)
 
     def _next_use(self, load: LoadParams) -> float:
         return float(self._expected.index(load)) if load in self._expected else inf
@@ -342,9 +364,12 @@ class ModelPool:
         self._tell()
 
     def _make_room(self, load: LoadParams) -> None:
-        """Evict every idle model, the failed one too."""
+        """Evict every idle model, the failed one too, even if it is held."""
         with self._changed:
+            failed = self._residents.get(load)
             idle = [r for r in self._residents.values() if self._is_idle(r)]
+            if failed and not failed.users and not failed.leaving and failed not in idle:
+                idle.append(failed)
             for resident in idle:
                 resident.leaving = True
         self._remove(idle)

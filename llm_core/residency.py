@@ -96,13 +96,16 @@ def decide(
     return len(loads) == 1
 
 
-def plan_residency(plan: Plan, within: Bytes, need: Need, cores: int) -> Residency:
+def plan_residency(plan: Plan, within: Bytes, need: Need, cores: int, at_once: int = 1) -> Residency:
     """The whole run on paper: loads, evictions, prefetches and peaks, stage by stage.
+
+    Args:
+        at_once: questions that a dataset run would like to have decoded at the same time.
 
     Raises:
         InsufficientMemory: a stage can never run within this budget; nothing has been loaded.
     """
-    placed = place(plan, within, need)
+    placed = place(plan, within, need, at_once)
     parallel = {
         stage.id: decide(stage, plan.execution_mode, plan.on_insufficient_memory, placed, within, need)
         for stage in plan.stages

@@ -42,7 +42,7 @@ class ResidentStatus:
     """Since its last answer; `None` while it is in use."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Resident:
     load: LoadParams
     model: str

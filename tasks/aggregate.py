@@ -1,5 +1,6 @@
 """The answers of a multi-model stage become one."""
 
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -7,48 +8,74 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from llm_core.aggregation import concat, majority_vote, render_template, synthesis_message
-from llm_core.plan import AggregationPlan, StagePlan
+from llm_core.plan import AggregationPlan, Call, StagePlan
 from llm_core.prompts import stage_output
-from llm_core.session import StepRecord, step_files
-from tasks.generate import ask, crashed
+from llm_core.session import StepRecord
+from tasks.generate import ask, crashed, input_texts, stage_files
 from tasks.record import record
-from tasks.run import Run
+from tasks.run import Run, progress
+
+Ask = Callable[[Call, str, str], StepRecord]
+"""Asks a model in a step, by name, a message."""
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=crashed)
-def aggregate(run: Run, stage: StagePlan, members: list[StepRecord], inputs: dict[str, StepRecord]) -> StepRecord:
+def aggregate(
+    run: Run, stage: StagePlan, question: str, members: list[StepRecord], inputs: dict[str, StepRecord]
+) -> StepRecord:
     """Merge `members`' answers as the stage says; candidates and evidence are kept beside the answer."""
+    watcher = progress.get()
+
+    def watched(call: Call, step: str, message: str) -> StepRecord:
+        watcher.begin(step, call.model)
+        threads = synthesis_threads(run, stage)
+        answer = ask(run, stage, call, step, message, threads, lambda _, n: watcher.token(step, n))
+        for note in answer.degraded:
+            watcher.say(note)
+        watcher.end(step, answer)
+        return answer
+
+    step = merged(stage, question, members, input_texts(inputs), watched)
+    record(run, step, stage_files(stage)[None])
+    return step
+
+
+def merged(
+    stage: StagePlan, question: str, members: Sequence[StepRecord], texts: Mapping[str, str], ask: Ask
+) -> StepRecord:
+    """The one answer of a stage, with its candidates and the evidence for it."""
     assert stage.aggregation
     answers = {step.member or "": step.text for step in members}
-    texts = {source: step.output or step.text for source, step in inputs.items()}
-    merged, evidence = _merge(run, stage, stage.aggregation, answers, texts)
-    step = merged.model_copy(
+    step, evidence = _merge(stage, stage.aggregation, question, answers, texts, ask)
+    return step.model_copy(
         update={
             "kind": "aggregation",
             "position": len(members),
             "member": None,
-            "output": stage_output(stage.output_mode, run.question, texts, merged.text),
+            "output": stage_output(stage.output_mode, question, texts, step.text),
             "aggregation": {"kind": stage.aggregation.kind, **evidence, "candidates": answers},
         }
     )
-    record(run, step, step_files(stage.number, list(answers), aggregated=True)[None])
-    return step
 
 
 def _merge(
-    run: Run, stage: StagePlan, plan: AggregationPlan, answers: dict[str, str], inputs: dict[str, str]
+    stage: StagePlan,
+    plan: AggregationPlan,
+    question: str,
+    answers: Mapping[str, str],
+    texts: Mapping[str, str],
+    ask: Ask,
 ) -> tuple[StepRecord, dict[str, Any]]:
     started = datetime.now(UTC)
     step = f"{stage.id}: {plan.kind}"
     evidence: dict[str, Any] = {}
     if plan.kind == "synthesis":
         assert plan.synthesis
-        message = synthesis_message(run.question, answers, plan.synthesis.instructions)
-        return ask(run, stage, plan.synthesis, step, message, _threads(run, stage)), {}
+        return ask(plan.synthesis, step, synthesis_message(question, answers, plan.synthesis.instructions)), {}
     if plan.kind == "custom_template":
-        text = render_template(plan.template or "", question=run.question, inputs=inputs, answers=answers)
+        text = render_template(plan.template or "", question=question, inputs=texts, answers=answers)
         if plan.synthesis:
-            return ask(run, stage, plan.synthesis, step, text, _threads(run, stage)), {}
+            return ask(plan.synthesis, step, text), {}
     elif plan.kind == "majority_vote":
         text, counts = majority_vote(answers)
         evidence = {"counts": counts}
@@ -65,6 +92,6 @@ def _merge(
     return plain, evidence
 
 
-def _threads(run: Run, stage: StagePlan) -> int:
+def synthesis_threads(run: Run, stage: StagePlan) -> int:
     """Of the synthesis model, which decodes when all members are done; its placement comes last."""
     return run.stage(stage.id).placements[-1].threads

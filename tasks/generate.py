@@ -1,5 +1,6 @@
 """One model answers in one stage."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ from llm_core.generation import GenerateRequest
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import chat, stage_output, user_message
 from llm_core.session import StepRecord, step_files
+from llm_core.worker import OnToken
 from tasks.preflight import Admission
 from tasks.record import record
 from tasks.run import Run, progress
@@ -29,39 +31,56 @@ def crashed(task: Any, task_run: Any, state: Any) -> bool:
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=crashed)
-def generate(run: Run, stage: StagePlan, call: Call, admission: Admission, inputs: dict[str, StepRecord]) -> StepRecord:
+def generate(
+    run: Run, stage: StagePlan, call: Call, question: str, admission: Admission, inputs: dict[str, StepRecord]
+) -> StepRecord:
     """Ask `call`'s model; the answer is in the session before the task ends.
 
     Args:
         admission: of this stage's preflight.
         inputs: the last step of each stage that this one reads.
     """
-    texts = {source: step.output or step.text for source, step in inputs.items()}
-    message = user_message(run.question, texts, call.instructions)
-    answer = ask(run, stage, call, f"{stage.id}: {call.member}", message, admission.threads[call.member])
-    single = stage.aggregation is None
-    output = stage_output(stage.output_mode, run.question, texts, answer.text) if single else None
-    answer = answer.model_copy(update={"output": output, "position": stage.calls.index(call)})
-    files = step_files(stage.number, [c.member for c in stage.calls], aggregated=not single)
-    record(run, answer, files[call.member])
+    watcher, step = progress.get(), f"{stage.id}: {call.member}"
+    watcher.begin(step, call.model)
+    answer = member_answer(
+        run, stage, call, question, admission, input_texts(inputs), lambda _, n: watcher.token(step, n)
+    )
+    for note in answer.degraded:
+        watcher.say(note)
+    watcher.end(step, answer)
+    record(run, answer, stage_files(stage)[call.member])
     return answer
 
 
-def ask(run: Run, stage: StagePlan, call: Call, step: str, message: str, threads: int) -> StepRecord:
-    """One generation as the record of `step`, shown to whoever watches."""
-    watcher = progress.get()
+def member_answer(
+    run: Run,
+    stage: StagePlan,
+    call: Call,
+    question: str,
+    admission: Admission,
+    texts: Mapping[str, str],
+    on_token: OnToken | None = None,
+) -> StepRecord:
+    """What one member of a stage says to `question` and to the `texts` of earlier stages."""
+    message = user_message(question, texts, call.instructions)
+    answer = ask(run, stage, call, f"{stage.id}: {call.member}", message, admission.threads[call.member], on_token)
+    output = None if stage.aggregation else stage_output(stage.output_mode, question, texts, answer.text)
+    return answer.model_copy(update={"output": output, "position": stage.calls.index(call)})
+
+
+def ask(
+    run: Run, stage: StagePlan, call: Call, step: str, message: str, threads: int, on_token: OnToken | None = None
+) -> StepRecord:
+    """One generation as the record of `step`."""
     started = datetime.now(UTC)
     request = GenerateRequest(
         chat(call.system_prompt, message), call.sampling, call.strip_reasoning, threads, call.threads or run.cores
     )
     load = run.placed[call]
-    watcher.begin(step, call.model)
-    result = run.pool.generate(load, call.model, request, lambda _, n: watcher.token(step, n))
+    result = run.pool.generate(load, call.model, request, on_token)
     if not result.degraded:
         run.estimates.measured(load, result.peak_rss_bytes, result.peak_vram_bytes)
-    for note in result.degraded:
-        watcher.say(note)
-    answer = StepRecord(
+    return StepRecord(
         id=f"{stage.number} {step}",
         number=stage.number,
         stage=stage.id,
@@ -73,5 +92,13 @@ def ask(run: Run, stage: StagePlan, call: Call, step: str, message: str, threads
         ended=datetime.now(UTC),
         **asdict(result),
     )
-    watcher.end(step, answer)
-    return answer
+
+
+def input_texts(inputs: Mapping[str, StepRecord]) -> dict[str, str]:
+    """What each stage that is read hands on."""
+    return {source: step.output or step.text for source, step in inputs.items()}
+
+
+def stage_files(stage: StagePlan) -> dict[str | None, str]:
+    """File name by member of a stage, and of its aggregation under `None`."""
+    return step_files(stage.number, [call.member for call in stage.calls], stage.aggregation is not None)

@@ -35,7 +35,7 @@ progress: ContextVar[Progress] = ContextVar("progress", default=Silent())  # noq
 
 
 class Run:
-    """Plan, question, models and session of one flow run.
+    """Plan, models and session of one flow run.
 
     Not a dataclass: Prefect walks into those when it looks for futures among a task's parameters.
     """
@@ -43,14 +43,13 @@ class Run:
     def __init__(
         self,
         plan: Plan,
-        question: str,
         residency: Residency,
         pool: ModelPool,
         estimates: MemoryEstimates,
         session: Session,
         cores: int,
     ) -> None:
-        self.plan, self.question, self.residency, self.pool = plan, question, residency, pool
+        self.plan, self.residency, self.pool = plan, residency, pool
         self.estimates, self.session, self.cores = estimates, session, cores
         self.placed = {p.call: p.load for stage in residency.stages for p in stage.placements}
 

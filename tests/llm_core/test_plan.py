@@ -1,11 +1,12 @@
 """A pipeline and the models that are here become a Plan, every parameter resolved."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from llm_core.call_params import SamplingParams
-from llm_core.errors import PlanError
+from llm_core.errors import ConfigError, PlanError
 from llm_core.pipeline import load_pipeline
 from llm_core.plan import Call, Plan, make_plan
 from llm_core.registry import load_registry
@@ -286,3 +287,36 @@ def test_printed_plan_shows_stages_members_parameters_and_the_one_that_answers(p
     assert vote.startswith("2. vote   reads question, draft   hands on answer_only   ← answer\n")
     for part in ("m_2 (m.gguf)", "temperature 0.8", "seed 6", "max_tokens 512", "n_ctx 512", "concat"):
         assert part in vote
+
+
+def test_samples_are_so_many_answers_with_seeds_of_their_own(project: Project) -> None:
+    (stage,) = plan(project, ONE_MODEL, "{id: x, model: m, samples: 3, generation: {seed: 7}}").stages
+    assert [call.member for call in stage.calls] == ["m", "m_2", "m_3"]
+    assert [call.sampling.seed for call in stage.calls] == [7, 8, 9]
+    assert stage.aggregation
+
+
+def test_samples_of_a_member_go_before_those_of_its_stage(project: Project) -> None:
+    models = "{id: x, models: [m, {model: m, samples: 1, generation: {temperature: 2}}], samples: 2}"
+    (stage,) = plan(project, ONE_MODEL, models).stages
+    assert [call.sampling.temperature == 2 for call in stage.calls] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("stage", "problem"),
+    [
+        (
+            "{id: x, type: single, model: m, samples: 2}",
+            "type 'single' is one answer; with 'samples'",
+        ),
+        ("{id: x, model: m, samples: 0}", "samples: input should be greater than or equal to 1"),
+        (
+            "{id: x, model: m, generation: {flash_attention: false, kv_type: q8_0}}",
+            "kv_type q8_0 needs flash attention",
+        ),
+        ("{id: x, model: m, generation: {logit_bias: {x: 101}}}", "logit_bias: 'x': 101: expected a text, and a bias"),
+    ],
+)
+def test_wrong_samples_bias_and_attention_are_refused(project: Project, stage: str, problem: str) -> None:
+    with pytest.raises((ConfigError, PlanError), match=re.escape(problem)):
+        plan(project, ONE_MODEL, stage)

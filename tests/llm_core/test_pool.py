@@ -350,3 +350,53 @@ def test_whatever_is_asked_memory_is_kept_to_and_every_request_ends(
         assert outcome == ("refused" if names[name] > budget else name)
     pool.close()
     assert machine.used == 0
+
+
+def test_model_that_is_held_is_not_evicted_between_its_requests() -> None:
+    machine = FakeMachine({"a": 6, "b": 6}, budget=8)
+    pool = machine.pool()
+    with pool.hold(load("a")):
+        pool.generate(load("a"), "a", REQUEST)
+        other = threading.Thread(target=lambda: pool.generate(load("b"), "b", REQUEST))
+        other.start()
+        while not pool._queue:
+            time.sleep(0.001)
+        for _ in range(MAX_PASSES * 2):
+            pool.generate(load("a"), "a", REQUEST)
+        assert machine.started == ["a"]
+    other.join(10)
+    assert machine.started == ["a", "b"]
+
+
+def test_whole_pass_over_a_dataset_is_one_expected_use() -> None:
+    machine = FakeMachine({"a": 4, "b": 4, "c": 4}, budget=8)
+    pool = machine.pool()
+    pool.expect(load(name) for name in ("a", "b", "c", "a"))
+    for name in ("a", "b", "c", "a"):
+        with pool.hold(load(name)):
+            for _ in range(3):
+                pool.generate(load(name), name, REQUEST)
+    assert machine.started == ["a", "b", "c"], "'a' was kept for its second pass"
+
+
+def test_held_model_whose_process_died_is_loaded_again() -> None:
+    machine = FakeMachine({"a": 6}, budget=8)
+    pool = machine.pool()
+    with pool.hold(load("a")):
+        pool.generate(load("a"), "a", REQUEST)
+        pool._residents[load("a")].worker.close()  # type: ignore[union-attr]
+        pool.generate(load("a"), "a", REQUEST)
+    assert machine.started == ["a", "a"]
+
+
+def test_answers_of_one_model_are_generated_at_the_same_time() -> None:
+    machine = FakeMachine({"a": 4}, budget=8)
+    pool = machine.pool()
+    both = threading.Barrier(2, timeout=10)
+    machine.during = lambda name: (both.wait(), None)[1]
+    askers = [threading.Thread(target=lambda: pool.generate(load("a"), "a", REQUEST)) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert machine.started == ["a"]

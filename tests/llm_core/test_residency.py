@@ -19,8 +19,8 @@ SIZES = {"a": 4.0, "b": 4.0, "c": 4.0, "mistral": 4.8, "llama3": 5.0, "huge": 40
 
 
 def need(load: LoadParams) -> ModelNeed:
-    """Layers share out the model evenly between GPU and RAM; a process takes nothing."""
-    size = int(SIZES[load.path] * GIB)
+    """Layers share out the model evenly between GPU and RAM; each further sequence takes half a GiB."""
+    size = int((SIZES[load.path] + 0.5 * (load.sequences - 1)) * GIB)
     if load.gpu is None:
         return ModelNeed(DeviceNeed(weights_bytes=size))
     on_gpu = size * (LAYERS if load.n_gpu_layers < 0 else load.n_gpu_layers) // LAYERS
@@ -174,6 +174,32 @@ def test_gpu_layers_that_are_asked_for_are_the_most_a_model_gets(wish: int, expe
     planned = replace(plan("a"), stages=(replace(plan("a").stages[0], calls=(call("a", wish),)),))
     (load,) = place(planned, {"RAM": 100 * GIB, "GPU 0": 24 * GIB}, need).values()
     assert (load.gpu, load.n_gpu_layers) == expected
+
+
+@pytest.mark.parametrize(
+    ("members", "ram", "at_once", "mode", "expected"),
+    [
+        ("a", 100, 1, "auto", {"a": 1}),
+        ("a a a", 100, 1, "auto", {"a": 3}),  # its samples are decoded together
+        ("a", 100, 16, "auto", {"a": 16}),
+        ("a", 8, 16, "auto", {"a": 8}),  # 4 GiB and 7 × 0.5; 16 would take 11.5
+        ("a", 4.2, 16, "auto", {"a": 1}),
+        ("a b", 12, 16, "auto", {"a": 4, "b": 4}),  # 2 × 5.5; eight each would take 2 × 7.5
+        ("a b", 6, 16, "auto", {"a": 4, "b": 4}),  # not side by side in any case: 5.5 each
+        ("a b", 8, 16, "sequential", {"a": 8, "b": 8}),  # never there together
+    ],
+)
+def test_context_grows_to_as_many_answers_at_once_as_fit(
+    members: str, ram: float, at_once: int, mode: str, expected: dict[str, int]
+) -> None:
+    placed = place(plan(members, mode=mode), on_ram(ram), need, at_once)
+    assert {c.model: load.sequences for c, load in placed.items()} == expected
+
+
+def test_answers_that_are_decoded_alone_need_one_sequence() -> None:
+    greedy = replace(call("a"), sampling=SamplingParams(temperature=0))
+    planned = replace(plan("a"), stages=(replace(plan("a").stages[0], calls=(greedy,)),))
+    assert [load.sequences for load in place(planned, on_ram(100), need, at_once=16).values()] == [1]
 
 
 def test_fitting_layers_is_the_most_that_fits() -> None:

@@ -1,0 +1,105 @@
+"""What a run needs before its first task: the machine for itself, a plan, a pool of models, and a memory plan."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from prefect import get_run_logger, runtime
+from prefect.client.orchestration import get_client
+
+from flows.pools import run_pool
+from flows.snapshot import config_snapshot
+from llm_core.call_params import LoadParams
+from llm_core.errors import InsufficientMemory
+from llm_core.machine import budget, physical_cores, read_machine
+from llm_core.machine_lock import machine_lock
+from llm_core.memory import MemoryEstimates
+from llm_core.pipeline import PipelineSpec
+from llm_core.plan import Plan, make_plan
+from llm_core.pool import ModelPool
+from llm_core.registry import load_registry
+from llm_core.residency import Residency, plan_residency
+from llm_core.session import Session
+from llm_core.settings import Settings
+from tasks.run import Run, progress
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Held for one run; `residency` is the refusal where the run can never fit."""
+
+    plan: Plan
+    pool: ModelPool
+    estimates: MemoryEstimates
+    residency: Residency | InsufficientMemory
+    snapshot: dict[str, Any]
+
+    def run(self, session: Session) -> Run:
+        """What the tasks share; from here on the pool knows what will be asked for."""
+        assert isinstance(self.residency, Residency)
+        self.pool.expect(_uses(self.residency))
+        return Run(self.plan, self.residency, self.pool, self.estimates, session, physical_cores())
+
+
+@asynccontextmanager
+async def run_resources(spec: PipelineSpec, settings: Settings, at_once: int = 1) -> AsyncIterator[Resources]:
+    """Plan `spec`, wait for the machine, and make the pool; all models are unloaded at the end, unless persistent.
+
+    Args:
+        at_once: questions that a dataset run would like to have decoded at the same time.
+
+    Raises:
+        GgufFlowError: nothing was started; the message says why.
+    """
+    registry = load_registry(settings)
+    plan = make_plan(spec, registry, source=settings.pipeline_file)
+    estimates = MemoryEstimates(settings.cache_folder)
+    async with AsyncExitStack() as held:
+        # Loading, closing and waiting block; none of it on the event loop, which answers to cancellation.
+        lock = machine_lock(settings.cache_folder / "locks", budget(read_machine(), settings.limits), _say)
+        await held.enter_async_context(_in_thread(lock))
+        pool = await held.enter_async_context(_in_thread(run_pool(plan.execution_mode, settings, estimates)))
+        residency = await asyncio.to_thread(_residency, plan, pool, estimates, at_once)
+        snapshot = await asyncio.to_thread(config_snapshot, spec, plan, residency, registry, settings)
+        yield Resources(plan, pool, estimates, residency, snapshot)
+
+
+def _residency(plan: Plan, pool: ModelPool, estimates: MemoryEstimates, at_once: int) -> Residency | InsufficientMemory:
+    try:
+        return plan_residency(plan, pool.budget, estimates.need, physical_cores(), at_once)
+    except InsufficientMemory as refusal:
+        return refusal
+
+
+def _uses(residency: Residency) -> list[LoadParams]:
+    return [placement.load for stage in residency.stages for placement in stage.placements]
+
+
+async def name_run(name: str) -> None:
+    """Give this flow run a name that the UI shows."""
+    async with get_client() as client:
+        await client.update_flow_run(runtime.flow_run.id, name=name)
+
+
+def ended_by(error: BaseException) -> Literal["failed", "cancelled"]:
+    """The session's status after `error`: a cancellation is none of the run's own errors."""
+    return "failed" if isinstance(error, Exception) else "cancelled"
+
+
+def _say(line: str) -> None:
+    get_run_logger().warning(line)
+    progress.get().say(line)
+
+
+@asynccontextmanager
+async def _in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave a blocking context manager in threads."""
+    value = await asyncio.to_thread(manager.__enter__)
+    try:
+        yield value
+    finally:
+        await asyncio.to_thread(manager.__exit__, None, None, None)
