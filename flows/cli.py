@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from flows.tables import human_bytes, models_table, session_text, sessions_table, status_table
+from llm_core.dataset import read_items
 from llm_core.documents import describe, load_document, near_name
 from llm_core.errors import GgufFlowError, InputError, InsufficientMemory, ModelFileError, PullError
 from llm_core.gguf_file import read_gguf
@@ -69,6 +70,47 @@ def run(
     make_plan(spec, load_registry(settings), source=settings.pipeline_file)
     check_writable(settings.sessions_folder)
     return run_question(spec, text, settings, as_json=json, stderr=stderr)
+
+
+@app.command
+def batch(
+    dataset: Path,
+    *,
+    pipeline: Pipeline = BASE,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    set: Assignments = None,
+) -> int:
+    """Take every question of DATASET through a pipeline, model by model.
+
+    Parameters
+    ----------
+    dataset
+        JSONL or CSV with a `question` column; other columns pass through.
+    pipeline
+        A pipeline of pipeline.yaml.
+    output
+        Where the results go, as JSON lines; into the session if left out.
+    limit
+        Only the first so many rows.
+    resume
+        Go on with the last run over this dataset that did not come to its end.
+    set
+        stage.param=value: changed for this run only; may be repeated.
+    """
+    from flows.batch_command import run_dataset
+    from flows.resume import output_file, unfinished_session
+
+    settings = Settings()
+    read_items(dataset, limit)
+    spec = override(load_pipeline(settings.pipeline_file, pipeline), set or [])
+    make_plan(spec, load_registry(settings), source=settings.pipeline_file)
+    output_file(output, is_new=not resume)
+    if resume:
+        unfinished_session(settings, dataset, spec.name)
+    check_writable(settings.sessions_folder)
+    return run_dataset(dataset.absolute(), spec.name, output, limit, resume, set or [], stderr=stderr)
 
 
 @app.command

@@ -10,12 +10,13 @@ from rich.progress import Progress as RichProgress
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from llm_core.session import StepRecord
+from tasks.run import Silent
 
 PLAIN_EVERY_S = 5.0
 """Between two lines about one step."""
 
 
-class LiveProgress:
+class LiveProgress(Silent):
     """One row a step: spinner, tokens so far, tokens/s."""
 
     def __init__(self, console: Console) -> None:
@@ -50,7 +51,7 @@ class LiveProgress:
         self._rich.update(self._rows[step][0], completed=1, figures=_figures(record))
 
 
-class PlainProgress:
+class PlainProgress(Silent):
     """A line when a step begins and ends, and one every few seconds between."""
 
     def __init__(self, console: Console) -> None:

@@ -2,32 +2,22 @@
 
 import asyncio
 import json
-import os
 from typing import Any
 
-import httpx
 from rich.console import Console
 
+from flows.prefect_start import exit_code, starting_prefect
 from flows.progress import watcher
-from llm_core.errors import GenerationTimeout, GgufFlowError, InputError, ModelCrashed
 from llm_core.pipeline import PipelineSpec
 from llm_core.session import StepRecord, load_session, load_steps
 from llm_core.settings import Settings
 
-CRASH_EXIT_CODE = 1
-"""A run that failed by no fault of what was typed or configured: a crash or a time-out."""
-USER_EXIT_CODE = 2
-
 
 def run_question(spec: PipelineSpec, question: str, settings: Settings, *, as_json: bool, stderr: Console) -> int:
     """Run, print the answer (or one JSON object) on stdout, and return the exit code."""
-    # The error line is ours; Prefect still sends its logs to the API, where the UI shows them.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    with stderr.status("starting Prefect"):
+    with starting_prefect(stderr):
         from flows.pipeline import compile_flow
         from flows.result import PipelineFailed
-
-        _require_server()
     from tasks.run import progress
 
     with watcher(stderr) as watching:
@@ -38,8 +28,7 @@ def run_question(spec: PipelineSpec, question: str, settings: Settings, *, as_js
             stderr.print(f"gguf-flow: {failure}", markup=False, highlight=False, soft_wrap=True)
             if as_json:
                 print(json.dumps(_failed_object(settings, failure.session_path.name, str(failure)), indent=2))
-            by_crash = isinstance(failure.cause, ModelCrashed | GenerationTimeout)
-            return CRASH_EXIT_CODE if by_crash or not isinstance(failure.cause, GgufFlowError) else USER_EXIT_CODE
+            return exit_code(failure.cause)
     if as_json:
         head = result.model_dump(mode="json", exclude={"steps"})
         print(json.dumps({**head, "steps": [_step_object(step) for step in result.steps]}, indent=2))
@@ -51,22 +40,6 @@ def run_question(spec: PipelineSpec, question: str, settings: Settings, *, as_js
 
 async def _answer(flow: Any, question: str) -> Any:
     return await flow(question=question)
-
-
-def _require_server() -> None:
-    """One line at once, where Prefect itself would retry a dead server for half a minute."""
-    from prefect.settings import get_current_settings
-
-    url = get_current_settings().api.url
-    if not url:
-        return
-    try:
-        httpx.get(f"{url}/health", timeout=5).raise_for_status()
-    except httpx.HTTPError as error:
-        raise InputError(
-            f"no Prefect server answers at PREFECT_API_URL {url} ({error}); "
-            "start one with `prefect server start`, or unset PREFECT_API_URL for a temporary one"
-        ) from None
 
 
 def _failed_object(settings: Settings, session_id: str, error: str) -> dict[str, Any]:

@@ -2,16 +2,22 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write so that a reader, or a crash, sees the whole file or none of it: temporary file, fsync, rename."""
+    replace_whole(path, (text,))
+
+
+def replace_whole(path: Path, pieces: Iterable[str]) -> None:
+    """As `write_whole`, for what is made piece by piece."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -64,6 +64,18 @@ class StepRecord(BaseModel):
     """Kind, candidates, and evidence such as the counts of a vote."""
 
 
+class DatasetRef(BaseModel):
+    """The dataset that a session went through, instead of one question."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    sha256: str
+    n_items: int
+    output: Path | None = None
+    """Where the results go; `None`: into the session."""
+
+
 class SessionRecord(BaseModel):
     """`session.json`: who asked what, and how it ended."""
 
@@ -76,6 +88,7 @@ class SessionRecord(BaseModel):
     pipeline: str
     question: str
     execution_mode: str
+    dataset: DatasetRef | None = None
     flow_run_id: str | None = None
     created: datetime
     ended: datetime | None = None
@@ -103,6 +116,7 @@ class Session:
         snapshot: dict[str, Any],
         flow_run_id: str | None = None,
         parent: str | None = None,
+        dataset: DatasetRef | None = None,
     ) -> "Session":
         """Take the next free number in `folder` (an exclusive mkdir, so two runs never share one).
 
@@ -117,6 +131,7 @@ class Session:
                 pipeline=pipeline,
                 question=question,
                 execution_mode=execution_mode,
+                dataset=dataset,
                 flow_run_id=flow_run_id,
                 created=datetime.now(UTC),
             )
@@ -126,6 +141,22 @@ class Session:
         except OSError as error:
             raise _unwritable(folder, error) from None
         return session
+
+    @classmethod
+    def reopen(cls, folder: Path, id: str, *, flow_run_id: str | None = None) -> "Session":
+        """Go on with a session that did not come to its end.
+
+        Raises:
+            SessionError: there is no such session, or it cannot be read or written.
+        """
+        session = cls(folder / id, load_session(folder, id))
+        session._update(status="running", ended=None, error=None, flow_run_id=flow_run_id)
+        return session
+
+    def add_log(self, step_id: str, file_name: str) -> Path:
+        """Where a step of a dataset run appends its records."""
+        self._update(files={**self.record.files, step_id: file_name})
+        return self.path / file_name
 
     def add(self, step: StepRecord, file_name: str) -> None:
         """Save one finished step."""
@@ -205,8 +236,9 @@ def load_session(folder: Path, id: str) -> SessionRecord:
 
 
 def load_steps(folder: Path, session: SessionRecord) -> list[StepRecord]:
-    """The finished steps of a session, by stage; a stage's members before its aggregation."""
-    steps = [_read(folder / session.id / name, StepRecord) for name in session.files.values()]
+    """The finished steps of a session, by stage, members before their aggregation; none of a dataset run's logs."""
+    names = [] if session.dataset else session.files.values()
+    steps = [_read(folder / session.id / name, StepRecord) for name in names]
     return sorted(steps, key=lambda step: (step.number, step.position))
 
 

@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     vram_reserve_mb: Annotated[int, Field(ge=0, validation_alias=_either("VRAM_RESERVE_MB"))] = 512
     max_ram_usage_percent: Annotated[float, Field(gt=0, le=100, validation_alias=_either("MAX_RAM_USAGE_PERCENT"))] = 90
     ram_reserve_mb: Annotated[int, Field(ge=0, validation_alias=_either("RAM_RESERVE_MB"))] = 512
+    batch_sequences: Annotated[int, Field(ge=1, le=256)] = 16
+    """Most answers of one model that a dataset run decodes at once, where memory allows."""
     idle_ttl_s: float | None = Field(600, gt=0)
     """How long a model of a persistent pipeline stays loaded without being asked."""
 

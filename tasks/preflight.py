@@ -1,6 +1,7 @@
 """The precondition of a stage: is there memory for its models now, and side by side or one after another?"""
 
 from dataclasses import dataclass
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_table_artifact
@@ -13,7 +14,6 @@ from llm_core.memory_plan import needs_table
 from llm_core.placement import threads_for
 from llm_core.plan import StagePlan
 from llm_core.residency import decide
-from llm_core.session import StepRecord
 from tasks.record import artifact_key
 from tasks.run import Run
 
@@ -28,7 +28,7 @@ class Admission:
 
 
 @task(cache_policy=NO_CACHE)
-def preflight(run: Run, stage: StagePlan, inputs: dict[str, StepRecord]) -> Admission:
+def preflight(run: Run, stage: StagePlan, inputs: dict[str, Any]) -> Admission:
     """Decide for this stage by the memory there is now, show need against budget, and begin to load.
 
     Args:
@@ -46,7 +46,7 @@ def preflight(run: Run, stage: StagePlan, inputs: dict[str, StepRecord]) -> Admi
         table=needs_table(placements, run.residency),
         description=_decision(run, stage, parallel),
     )
-    if parallel:
+    if parallel and run.prefetches:
         for placement in placements:
             run.pool.prefetch(placement.load, placement.call.model)
         for load in run.stage(stage.id).prefetched:

@@ -146,12 +146,23 @@ def test_unusable_model_file_is_named_with_its_path(
         (["models", "pull", "c"], "no model 'c'; known: a, b"),
         (["models", "pull", "a"], "model 'a' has no 'source'"),
         (["rum", "Why?"], "rum"),
+        (["batch", "none.jsonl"], "none.jsonl: No such file or directory"),
+        (["batch", "config/models.yaml"], "expected a .jsonl or .csv file with a 'question' column"),
+        (["batch", "q.jsonl", "--limit", "0"], "limit"),
+        (["batch", "q.jsonl", "-p", "bse"], "no pipeline 'bse'; did you mean 'base'?"),
+        (["batch", "q.jsonl", "-o", "q.jsonl"], "q.jsonl exists; remove it, name another, or go on with --resume"),
+        (["batch", "q.jsonl", "-o", "nowhere/out.jsonl"], "the folder"),
+        (["batch", "q.jsonl", "--resume"], "no unfinished run of 'base' over q.jsonl; start one without --resume"),
+        (["batch", "wrong.jsonl"], "wrong.jsonl: line 2: no 'question' column"),
     ],
 )
 def test_wrong_command_is_one_line_and_exit_code_2(small_project: Project, arguments: list[str], expected: str) -> None:
     if arguments == ["models", "pull", "a"]:
         (small_project.path / "models" / "a.gguf").unlink()
+    (small_project.path / "q.jsonl").write_text('{"question": "Why?"}\n')
+    (small_project.path / "wrong.jsonl").write_text('{"question": "Why?"}\n{"text": "Why?"}\n')
     assert_refused(gguf_flow(*arguments), expected)
+    assert list(small_project.sessions.iterdir()) == []
 
 
 def test_missing_models_directory_is_named(small_project: Project) -> None:
@@ -221,6 +232,24 @@ def test_run_json_is_one_object_with_every_step(small_project: Project, server_u
     assert [step["id"] for step in result["steps"]] == ["1 draft: a", "2 panel: a", "2 panel: b", "2 panel: concat"]
     assert result["steps"][0]["tokens"]["completion"] <= 8
     assert result["steps"][0]["timings"]["ttft_s"] > 0
+
+
+def test_batch_prints_where_the_results_are_and_shows_progress_on_stderr(
+    small_project: Project, server_url: str
+) -> None:
+    rows = "".join(f'{{"question": "Name {n} things."}}\n' for n in range(4))
+    (small_project.path / "q.jsonl").write_text(rows)
+    options = ("--limit", "3", "--set", "draft.temperature=0.5", "--set", "draft.max_tokens=4")
+    process = gguf_flow("batch", "q.jsonl", "-o", "out.jsonl", *options, PREFECT_API_URL=server_url)
+    assert process.returncode == 0, process.stderr
+    output = Path(process.stdout.strip())
+    assert output == small_project.path / "out.jsonl"
+    assert len(output.read_text().splitlines()) == 3
+    assert "draft: a: done, 3 items in" in process.stderr
+    assert "3 of 3 questions answered; session: " in process.stderr
+    shown = gguf_flow("sessions", "show", "session_001")
+    assert "3 questions of q.jsonl" in shown.stdout
+    assert f"3 of 3 questions answered: {output}" in shown.stdout
 
 
 def test_question_longer_than_the_context_is_one_line_and_exit_code_2(small_project: Project, server_url: str) -> None:

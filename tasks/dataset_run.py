@@ -1,0 +1,192 @@
+"""One step of a dataset run: every item through one model, many at once."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from llm_core.dataset import Item
+from llm_core.dataset_results import DatasetResults
+from llm_core.errors import ContextOverflow, GenerationTimeout, GgufFlowError, InputError, ModelCrashed
+from llm_core.plan import Call, StagePlan
+from llm_core.session import StepRecord
+from llm_core.step_log import ItemStep, StepLog
+from tasks.record import artifact_key
+from tasks.run import Run, progress
+
+SHOW_EVERY_S = 1.0
+"""Between two updates of a progress artifact, which cost some 10 ms each."""
+MAX_CRASHES_IN_A_ROW = 3
+"""Items that crash their model alone, one after the other, before the model itself is held to be at fault."""
+_OF_THE_ITEM = (ContextOverflow, GenerationTimeout, InputError)
+
+
+class DatasetRun(Run):
+    """A run that takes many items through each stage before the next."""
+
+    prefetches = False
+    """The next stage comes only when this one is through all items; its models would lie idle meanwhile."""
+
+    def __init__(self, run: Run, items: list[Item], logs: dict[str, StepLog], results: DatasetResults) -> None:
+        super().__init__(run.plan, run.residency, run.pool, run.estimates, run.session, run.cores)
+        self.items, self.logs, self.results = items, logs, results
+
+
+@dataclass(frozen=True)
+class StepSummary:
+    """What a step did in this run; items that were there before are not in `n_tokens` and `wall_s`."""
+
+    step: str
+    n_items: int
+    n_failed: int
+    n_before: int
+    n_tokens: int
+    wall_s: float
+
+
+Answer = Callable[[Item], StepRecord | None]
+"""What a step makes of an item; `None` where an earlier step failed it."""
+
+
+class Pass:
+    """One step's way through all items.
+
+    Every record is saved as it comes. An item whose model process dies is tried again, alone, when the others are
+    done, so that it takes none of them with it; what it fails with is its record then.
+
+    Args:
+        call: whose model answers; `None` where no model is asked.
+        retries: of an item whose model process died.
+    """
+
+    def __init__(
+        self, run: DatasetRun, stage: StagePlan, step: str, call: Call | None, answer: Answer, retries: int
+    ) -> None:
+        self._run, self._stage, self._step, self._answer, self._retries = run, stage, step, answer, retries
+        self._load = run.placed[call] if call else None
+        self._log = run.logs[step]
+        self._todo = [item for item in run.items if item.number not in self._log]
+        self._n_before = len(run.items) - len(self._todo)
+        self._n_done, self._n_failed, self._n_tokens = self._n_before, 0, 0
+
+    def work(self) -> StepSummary:
+        """Go through the items; raises what is not the fault of a single item."""
+        started = time.perf_counter()
+        watcher = progress.get()
+        watcher.begin_items(self._step, len(self._run.items), self._n_before)
+        for item in self._run.items:
+            if item.number in self._log:
+                self._run.results.settle(item)
+        artifact = self._progress_artifact()
+        shown = 0.0
+        for n_tokens, failed in self._outcomes():
+            self._n_done += 1
+            self._n_tokens += n_tokens
+            self._n_failed += failed
+            watcher.item(self._step, n_tokens, failed)
+            if time.perf_counter() - shown > SHOW_EVERY_S:
+                shown = time.perf_counter()
+                update_progress_artifact(artifact, progress=100 * self._n_done / len(self._run.items))
+        update_progress_artifact(artifact, progress=100.0)
+        watcher.end_items(self._step)
+        wall_s = time.perf_counter() - started
+        n_failed = self._log.n_failed
+        return StepSummary(self._step, len(self._log), n_failed, self._n_before, self._n_tokens, wall_s)
+
+    def _progress_artifact(self) -> UUID:
+        key = artifact_key(self._run.plan.pipeline, *self._step.split(": "), "progress")
+        artifact = create_progress_artifact(progress=0.0, key=key, description=self._step)
+        assert isinstance(artifact, UUID)
+        return artifact
+
+    def _outcomes(self) -> Iterable[tuple[int, bool]]:
+        """(completion tokens, failed) of each item as it ends."""
+        again: list[Item] = []
+        with self._run.pool.hold(self._load) if self._load else nullcontext():
+            for item, outcome in self._side_by_side():
+                if isinstance(outcome, ModelCrashed):
+                    again.append(item)
+                else:
+                    yield self._save(item, outcome)
+            yield from self._one_by_one(again)
+
+    def _side_by_side(self) -> Iterable[tuple[Item, StepRecord | GgufFlowError | None]]:
+        """Items and what came of them, as they end. A few more are under way than the model has sequences."""
+        sequences = self._load.sequences if self._load else 0
+        n_askers = min(len(self._todo), sequences + max(1, sequences // 4))
+        outcomes: queue.SimpleQueue[tuple[Item | None, StepRecord | BaseException | None]] = queue.SimpleQueue()
+        waiting, lock, stop = iter(self._todo), threading.Lock(), threading.Event()
+
+        def ask_on() -> None:
+            while not stop.is_set():
+                with lock:
+                    item = next(waiting, None)
+                if item is None:
+                    return
+                try:
+                    outcomes.put((item, self._attempt(item)))
+                except BaseException as error:
+                    outcomes.put((None, error))
+                    return
+
+        with ThreadPoolExecutor(max(1, n_askers), thread_name_prefix=self._step) as askers:
+            for _ in range(n_askers):
+                askers.submit(ask_on)
+            try:
+                for _ in self._todo:
+                    item, outcome = outcomes.get()
+                    if item is None:
+                        assert isinstance(outcome, BaseException)
+                        raise outcome
+                    yield item, outcome  # type: ignore[misc]
+            finally:
+                stop.set()
+
+    def _attempt(self, item: Item) -> StepRecord | GgufFlowError | None:
+        try:
+            return self._answer(item)
+        except (*_OF_THE_ITEM, ModelCrashed) as error:
+            return error
+
+    def _one_by_one(self, items: list[Item]) -> Iterable[tuple[int, bool]]:
+        in_a_row = 0
+        for item in items:
+            outcome: StepRecord | GgufFlowError | None = None
+            for _ in range(max(1, self._retries)):  # once at least: another item may have taken it along
+                outcome = self._attempt(item)
+                if not isinstance(outcome, ModelCrashed):
+                    break
+            in_a_row = in_a_row + 1 if isinstance(outcome, ModelCrashed) else 0
+            if in_a_row == MAX_CRASHES_IN_A_ROW:
+                raise ModelCrashed(f"{MAX_CRASHES_IN_A_ROW} items in a row, each asked alone: {outcome}")
+            yield self._save(item, outcome)
+
+    def _save(self, item: Item, outcome: StepRecord | GgufFlowError | None) -> tuple[int, bool]:
+        n_tokens, failed = 0, isinstance(outcome, GgufFlowError)
+        if isinstance(outcome, StepRecord):
+            n_tokens = outcome.completion_tokens or 0
+            self._log.add(ItemStep(item=item.number, **outcome.model_dump()))
+        elif isinstance(outcome, GgufFlowError):
+            self._log.add(self._error_record(item, outcome))
+        self._run.results.settle(item)
+        return n_tokens, failed
+
+    def _error_record(self, item: Item, error: GgufFlowError) -> ItemStep:
+        now = datetime.now(UTC)
+        return ItemStep(
+            item=item.number,
+            error=str(error),
+            id=f"{self._stage.number} {self._step}",
+            number=self._stage.number,
+            stage=self._stage.id,
+            text="",
+            started=now,
+            ended=now,
+        )

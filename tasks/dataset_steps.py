@@ -1,0 +1,65 @@
+"""The tasks of a dataset run: one per stage and model, and one per aggregation, each for all items."""
+
+from collections.abc import Mapping, Sequence
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from llm_core.dataset import Item
+from llm_core.dataset_results import step_names
+from llm_core.plan import Call, StagePlan
+from llm_core.prompts import check_question
+from llm_core.session import StepRecord
+from tasks.aggregate import merged, synthesis_threads
+from tasks.dataset_run import DatasetRun, Pass, StepSummary
+from tasks.generate import ask, input_texts, member_answer
+from tasks.preflight import Admission
+
+Before = Mapping[str, StepSummary]
+"""The steps that are read, by stage; waited for, and draws the graph."""
+
+
+@task(cache_policy=NO_CACHE)
+def generate_items(run: DatasetRun, stage: StagePlan, call: Call, admission: Admission, inputs: Before) -> StepSummary:
+    """Every item through one member of a stage."""
+
+    def answer(item: Item) -> StepRecord | None:
+        check_question(item.question)
+        read = _read(run, stage, item)
+        if read is None:
+            return None
+        return member_answer(run, stage, call, item.question, admission, input_texts(read))
+
+    return Pass(run, stage, f"{stage.id}: {call.member}", call, answer, stage.retries).work()
+
+
+@task(cache_policy=NO_CACHE)
+def aggregate_items(run: DatasetRun, stage: StagePlan, members: Sequence[StepSummary], inputs: Before) -> StepSummary:
+    """Merge the answers of every item that all members have answered."""
+    assert stage.aggregation
+    *of_members, name = step_names(stage)
+
+    def ask_synthesis(call: Call, step: str, message: str) -> StepRecord:
+        return ask(run, stage, call, step, message, synthesis_threads(run, stage))
+
+    def answer(item: Item) -> StepRecord | None:
+        read = _read(run, stage, item)
+        answers = [run.logs[step].get(item.number) for step in of_members]
+        answered = [record for record in answers if record and record.error is None]
+        if read is None or len(answered) < len(of_members):
+            return None
+        return merged(stage, item.question, answered, input_texts(read), ask_synthesis)
+
+    return Pass(run, stage, name, stage.aggregation.synthesis, answer, stage.retries).work()
+
+
+def _read(run: DatasetRun, stage: StagePlan, item: Item) -> dict[str, StepRecord] | None:
+    """The last step of each stage that `stage` reads; `None` where one has no answer to this item."""
+    by_id = {planned.id: planned for planned in run.plan.stages}
+    found: dict[str, StepRecord] = {}
+    for source in stage.inputs:
+        record = run.logs[step_names(by_id[source])[-1]].get(item.number)
+        if record is None or record.error is not None:
+            return None
+        found[source] = record
+    return found
