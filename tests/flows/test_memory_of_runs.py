@@ -18,6 +18,7 @@ import pytest
 from flows import pools
 from flows.pipeline import compile_flow
 from flows.result import PipelineFailed, PipelineResult
+from llm_core import local_pool
 from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.errors import InsufficientMemory, ModelOutOfMemory
 from llm_core.generation import GenerateRequest
@@ -174,7 +175,7 @@ async def test_what_a_run_had_to_give_up_stands_in_its_session_and_is_said(
         def say(self, line: str) -> None:
             lines.append(line)
 
-    monkeypatch.setattr(pools, "ModelWorker", start)
+    monkeypatch.setattr(local_pool, "ModelWorker", start)
     progress.set(NoteLines())
     result = await run(three_models, "sequential")  # which prefetches nothing: the first try fails
     note = "q4: out of memory, tried again with other models evicted (failed to allocate)"
