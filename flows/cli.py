@@ -145,6 +145,25 @@ def _print_plan(spec: PipelineSpec, settings: Settings) -> None:
         raise InsufficientMemory(f"{spec.name} would be refused: {refusal}") from None
 
 
+@app.command
+def host(*, bind: str | None = None, port: int | None = None) -> None:
+    """Keep models loaded between runs, behind an OpenAI-compatible API. Ctrl-C unloads them.
+
+    Parameters
+    ----------
+    bind
+        The address to listen on; other than loopback only with a token of your own in GGUF_FLOW_HOST_TOKEN.
+    port
+        0 takes a free one.
+    """
+    from llm_core.host_process import serve_models
+
+    settings = Settings()
+    where = settings.host_bind if bind is None else bind, settings.host_port if port is None else port
+    load_registry(settings)
+    serve_models(settings, *where, _say)
+
+
 @models.default
 def list_models(*, status: Annotated[bool, Parameter(negative=())] = False) -> None:
     """Show every model of models.yaml and whether it can be used.

@@ -13,11 +13,11 @@ from prefect.states import Failed
 
 from flows.resources import ended_by, name_run, run_resources
 from flows.result import PipelineFailed, PipelineResult
-from llm_core.errors import InsufficientMemory
+from llm_core.errors import InsufficientMemory, ModelCrashed
 from llm_core.machine import gib
 from llm_core.pipeline import PipelineSpec
 from llm_core.plan import Plan, StagePlan
-from llm_core.pool import ModelPool
+from llm_core.pool_protocol import Pool
 from llm_core.prompts import check_question
 from llm_core.session import Session, StepRecord
 from llm_core.settings import Settings
@@ -155,8 +155,12 @@ def failure_of(name: str, future: StepFuture, session_path: Path) -> PipelineFai
     raise AssertionError(f"step '{name}' is failed and has a result")
 
 
-async def _resident_artifact(plan: Plan, pool: ModelPool) -> None:
+async def _resident_artifact(plan: Plan, pool: Pool) -> None:
     """What is loaded at the end of the run: it stays so in mode `persistent`, and goes in the others."""
+    try:
+        residents, n_loads = pool.status(), pool.load_count
+    except ModelCrashed:
+        return  # the host has just gone; the answers are there
     table = [
         {
             "model": resident.model,
@@ -164,10 +168,10 @@ async def _resident_artifact(plan: Plan, pool: ModelPool) -> None:
             "last use": "in use" if resident.idle_s is None else f"{resident.idle_s:.1f} s ago",
             "pinned": "yes" if resident.pinned else "",
         }
-        for resident in pool.status()
+        for resident in residents
     ]
     key = artifact_key(plan.pipeline, "resident-models")
-    await acreate_table_artifact(key=key, table=table, description=f"Loaded at the end; {pool.load_count} loads")
+    await acreate_table_artifact(key=key, table=table, description=f"Loaded at the end; {n_loads} loads")
 
 
 async def _timing_artifact(plan: Plan, records: list[StepRecord]) -> None:

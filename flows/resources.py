@@ -13,12 +13,11 @@ from flows.pools import run_pool
 from flows.snapshot import config_snapshot
 from llm_core.call_params import LoadParams
 from llm_core.errors import InsufficientMemory
-from llm_core.machine import budget, physical_cores, read_machine
-from llm_core.machine_lock import machine_lock
+from llm_core.machine import physical_cores
 from llm_core.memory import MemoryEstimates
 from llm_core.pipeline import PipelineSpec
 from llm_core.plan import Plan, make_plan
-from llm_core.pool import ModelPool
+from llm_core.pool_protocol import Pool
 from llm_core.registry import load_registry
 from llm_core.residency import Residency, plan_residency
 from llm_core.session import Session
@@ -33,7 +32,7 @@ class Resources:
     """Held for one run; `residency` is the refusal where the run can never fit."""
 
     plan: Plan
-    pool: ModelPool
+    pool: Pool
     estimates: MemoryEstimates
     residency: Residency | InsufficientMemory
     snapshot: dict[str, Any]
@@ -47,7 +46,7 @@ class Resources:
 
 @asynccontextmanager
 async def run_resources(spec: PipelineSpec, settings: Settings, at_once: int = 1) -> AsyncIterator[Resources]:
-    """Plan `spec`, wait for the machine, and make the pool; all models are unloaded at the end, unless persistent.
+    """Plan `spec`, and get a pool: the model host's, or one of this process when the machine is free for it.
 
     Args:
         at_once: questions that a dataset run would like to have decoded at the same time.
@@ -60,15 +59,13 @@ async def run_resources(spec: PipelineSpec, settings: Settings, at_once: int = 1
     estimates = MemoryEstimates(settings.cache_folder)
     async with AsyncExitStack() as held:
         # Loading, closing and waiting block; none of it on the event loop, which answers to cancellation.
-        lock = machine_lock(settings.cache_folder / "locks", budget(read_machine(), settings.limits), _say)
-        await held.enter_async_context(_in_thread(lock))
-        pool = await held.enter_async_context(_in_thread(run_pool(plan.execution_mode, settings, estimates)))
+        pool = await held.enter_async_context(_in_thread(run_pool(plan.execution_mode, settings, estimates, _say)))
         residency = await asyncio.to_thread(_residency, plan, pool, estimates, at_once)
         snapshot = await asyncio.to_thread(config_snapshot, spec, plan, residency, registry, settings)
         yield Resources(plan, pool, estimates, residency, snapshot)
 
 
-def _residency(plan: Plan, pool: ModelPool, estimates: MemoryEstimates, at_once: int) -> Residency | InsufficientMemory:
+def _residency(plan: Plan, pool: Pool, estimates: MemoryEstimates, at_once: int) -> Residency | InsufficientMemory:
     try:
         return plan_residency(plan, pool.budget, estimates.need, physical_cores(), at_once)
     except InsufficientMemory as refusal:

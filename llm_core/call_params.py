@@ -1,6 +1,6 @@
 """Parameters of one call, resolved. Plain dataclasses: the model's process reads them, and starts without pydantic."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BAN = -100.0
 """The bias that forbids a token, as in OpenAI's `logit_bias`."""
@@ -53,3 +53,7 @@ class LoadParams:
     def context_cells(self) -> int:
         """Tokens in the KV cache: llama.cpp rounds each sequence's share up to 256."""
         return -(-self.n_ctx // 256) * 256 * self.sequences
+
+    def is_like(self, other: "LoadParams") -> bool:
+        """Whether the two differ at most in how many answers they decode at once."""
+        return replace(self, sequences=1) == replace(other, sequences=1)

@@ -221,7 +221,7 @@ class ModelPool:
                 with self._changed:
                     self._check_open()
                     victims = self._bury_dead()
-                    resident = self._residents.get(load)
+                    resident = self._residents.get(load) or self._wider(load)
                     if resident and resident.usable and self._may_join(request):
                         return self._join(resident), False
                     if not victims and resident is None and self._queue[0] is request:
@@ -238,6 +238,12 @@ class ModelPool:
             with self._changed:
                 self._queue.remove(request)
                 self._changed.notify_all()
+
+    def _wider(self, load: LoadParams) -> Resident | None:
+        """A resident that differs only in that it can decode more answers at once."""
+        return next(
+            (r for r in self._residents.values() if r.load.sequences > load.sequences and r.load.is_like(load)), None
+        )
 
     def _may_join(self, request: _Request) -> bool:
         """Pass ahead of those who wait for memory, unless the first of them has been passed too often."""
@@ -311,7 +317,7 @@ class ModelPool:
         return resident.users == 0 and not kept and not resident.leaving
 
     def _is_held(self, load: LoadParams) -> bool:
-        return any(self._instead.get(held, held) == load for held, n in self._held.items() if n)
+        return any(self._instead.get(held, held).is_like(load) for held, n in self._held.items() if n)
 
     def _next_use(self, load: LoadParams) -> float:
         return float(self._expected.index(load)) if load in self._expected else inf

@@ -34,6 +34,10 @@ class Settings(BaseSettings):
     vram_reserve_mb: Annotated[int, Field(ge=0, validation_alias=_either("VRAM_RESERVE_MB"))] = 512
     max_ram_usage_percent: Annotated[float, Field(gt=0, le=100, validation_alias=_either("MAX_RAM_USAGE_PERCENT"))] = 90
     ram_reserve_mb: Annotated[int, Field(ge=0, validation_alias=_either("RAM_RESERVE_MB"))] = 512
+    host_url: str | None = None
+    """Of a model host to use; unset: the one that runs on this machine, if any does."""
+    host_bind: str = "127.0.0.1"
+    host_port: Annotated[int, Field(ge=0, le=65535)] = 8642
     batch_sequences: Annotated[int, Field(ge=1, le=256)] = 16
     """Most answers of one model that a dataset run decodes at once, where memory allows."""
     idle_ttl_s: float | None = Field(600, gt=0)

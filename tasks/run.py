@@ -7,7 +7,7 @@ from llm_core.call_params import LoadParams
 from llm_core.machine import Bytes
 from llm_core.memory import MemoryEstimates, ModelNeed
 from llm_core.plan import Plan
-from llm_core.pool import ModelPool
+from llm_core.pool_protocol import Pool
 from llm_core.residency import Residency, StageResidency
 from llm_core.session import Session, StepRecord
 
@@ -53,7 +53,7 @@ class Run:
         self,
         plan: Plan,
         residency: Residency,
-        pool: ModelPool,
+        pool: Pool,
         estimates: MemoryEstimates,
         session: Session,
         cores: int,

@@ -1,0 +1,187 @@
+"""OpenAI's chat API over a pool: `/v1/models` and `/v1/chat/completions`, with streaming, usage and seed.
+
+What it cannot do is refused, never ignored. Shapes: https://platform.openai.com/docs/api-reference/chat
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llm_core.call_params import MAX_SEED, SamplingParams
+from llm_core.documents import describe
+from llm_core.errors import GgufFlowError
+from llm_core.generation import GenerateRequest
+from llm_core.generation_events import generation_events
+from llm_core.host_models import HostedModel, HostModels
+from llm_core.pool import ModelPool
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """The part of OpenAI's request that a local model can follow, and `top_k`, `min_p`, `repeat_penalty`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=5)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repeat_penalty: float | None = Field(None, gt=0)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    stop: str | list[str] | None = None
+    n: Literal[1] = 1
+    user: str | None = None
+
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
+        """The request's parameters over the model's own."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
+        chosen: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if most := self.max_completion_tokens or self.max_tokens:
+            chosen["max_tokens"] = most
+        if self.stop:
+            chosen["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return replace(defaults, **chosen)
+
+
+def openai_router(pool: ModelPool, models: HostModels) -> APIRouter:
+    """The `/v1` paths."""
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/models")
+    def list_models() -> dict[str, Any]:
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "local"} for name in models.registry.available
+        ]
+        return {"object": "list", "data": data}
+
+    @router.post("/chat/completions", response_model=None)
+    async def chat(body: dict[str, Any]) -> JSONResponse | StreamingResponse:
+        try:
+            request = ChatRequest.model_validate(body)
+            found = await asyncio.to_thread(models.find, request.model)
+        except ValidationError as error:
+            return openai_error(400, describe(error), "invalid_request_error", None)
+        except GgufFlowError as error:
+            return openai_error(404, str(error), "invalid_request_error", "model_not_found")
+        wanted = _wanted(request, found, models)
+        events = generation_events(lambda on_token: pool.generate(found.load, found.name, wanted, on_token))
+        if request.stream:
+            return StreamingResponse(_chunks(request, events), media_type="text/event-stream")
+        async for event in events:
+            if "error" in event:
+                return _error_of(event)
+            if "result" in event:
+                return JSONResponse(_completion(request, event["result"]))
+        raise AssertionError("a generation ends in a result or an error")
+
+    return router
+
+
+def _wanted(request: ChatRequest, found: HostedModel, models: HostModels) -> GenerateRequest:
+    messages = tuple(("system" if m.role == "developer" else m.role, m.text) for m in request.messages)
+    sampling = request.sampling(found.sampling)
+    return GenerateRequest(messages, sampling, found.call.strip_reasoning, models.cores, models.cores)
+
+
+def _head(request: ChatRequest, kind: str) -> dict[str, Any]:
+    id = f"chatcmpl-{uuid.uuid4().hex}"
+    return {"id": id, "object": kind, "created": int(time.time()), "model": request.model}
+
+
+def _completion(request: ChatRequest, result: dict[str, Any]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": result["text"]}
+    if result["reasoning"] is not None:
+        message["reasoning_content"] = result["reasoning"]
+    choice = {"index": 0, "message": message, "finish_reason": result["finish_reason"], "logprobs": None}
+    return {**_head(request, "chat.completion"), "choices": [choice], "usage": _usage(result)}
+
+
+async def _chunks(request: ChatRequest, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    """Server-sent events: a role, the text as it comes, a finish reason, usage if wanted, `[DONE]`."""
+    head = _head(request, "chat.completion.chunk")
+
+    def chunk(delta: dict[str, str], reason: str | None = None) -> str:
+        return _sse({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+
+    yield chunk({"role": "assistant", "content": ""})
+    async for event in events:
+        if "error" in event:
+            yield _sse({"error": _error_body(*_kind_of(event), event["error"])})
+        elif "result" in event:
+            yield chunk({}, event["result"]["finish_reason"])
+            if request.stream_options and request.stream_options.include_usage:
+                yield _sse({**head, "choices": [], "usage": _usage(event["result"])})
+        elif event["text"]:
+            yield chunk({"content": event["text"]})
+    yield "data: [DONE]\n\n"
+
+
+def _usage(result: dict[str, Any]) -> dict[str, Any]:
+    n_prompt, n_completion = result["prompt_tokens"], result["completion_tokens"]
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_completion,
+        "total_tokens": n_prompt + n_completion,
+        "prompt_tokens_details": {"cached_tokens": result["cached_prompt_tokens"]},
+    }
+
+
+def _sse(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data)}\n\n"
+
+
+_STATUS = {
+    "ContextOverflow": (400, "invalid_request_error", "context_length_exceeded"),
+    "InsufficientMemory": (503, "server_error", "insufficient_memory"),
+    "GenerationTimeout": (504, "server_error", "timeout"),
+}
+
+
+def _kind_of(event: dict[str, Any]) -> tuple[str, str | None]:
+    return _STATUS.get(event["kind"], (500, "server_error", None))[1:]
+
+
+def _error_of(event: dict[str, Any]) -> JSONResponse:
+    status, kind, code = _STATUS.get(event["kind"], (500, "server_error", None))
+    return openai_error(status, event["error"], kind, code)
+
+
+def openai_error(status: int, message: str, kind: str, code: str | None) -> JSONResponse:
+    """An error as OpenAI's clients read it."""
+    return JSONResponse({"error": _error_body(kind, code, message)}, status_code=status)
+
+
+def _error_body(kind: str, code: str | None, message: str) -> dict[str, Any]:
+    return {"message": message, "type": kind, "param": None, "code": code}
