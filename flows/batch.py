@@ -121,6 +121,7 @@ async def _go_through(held: Resources, session: Session, items: list[Item]) -> B
     with ExitStack() as opened:
         logs = _open_logs(plan, session, opened)
         results = DatasetResults(output, plan, logs)
+        opened.callback(results.close)
         futures = _submit(DatasetRun(held.run(session), items, logs, results), plan)
         await asyncio.to_thread(wait, list(futures.values()))
         summaries = [f.result() for f in futures.values() if f.state.is_completed()]

@@ -45,9 +45,13 @@ class DatasetResults:
                 self._file.write(self._line(item))
                 self._file.flush()
 
+    def close(self) -> None:
+        """Stop appending; what stands there stays."""
+        self._file.close()
+
     def finish(self, items: Sequence[Item]) -> None:
         """Write all rows once more, in order and whole."""
-        self._file.close()
+        self.close()
         try:
             replace_whole(self.path, (self._line(item) for item in items))
         except OSError as error:

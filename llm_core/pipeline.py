@@ -10,6 +10,7 @@ from llm_core.aggregation import KINDS, check_template
 from llm_core.documents import Document, describe, load_document, near_name
 from llm_core.errors import AggregationError, ConfigError
 from llm_core.parameters import GenerationParams
+from llm_core.schedule import ScheduleSpec
 
 BASE = "base"
 """The name under which `base_pipeline` runs."""
@@ -163,6 +164,7 @@ class PipelineSpec(Document):
     on_insufficient_memory: Literal["sequential", "fail"] = Field(
         "fail", description="what mode parallel does where a stage's models do not fit side by side"
     )
+    schedule: ScheduleSpec | None = Field(None, description="when it runs by itself while it is served")
     stages: tuple[StageSpec, ...] = Field(min_length=1)
 
     @field_validator("execution_mode", mode="before")

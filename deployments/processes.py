@@ -1,0 +1,125 @@
+"""The processes that `serve` stands on: a Prefect server, if none answers, and the model host."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from llm_core.errors import GgufFlowError, InputError
+from llm_core.host_address import read_address
+from llm_core.settings import Settings
+
+START_S = 90.0
+"""Most time that a server may take to answer; the first start of Prefect's on a slow disk takes 20 s."""
+STOP_S = 10.0
+"""How long a process may take to end by itself."""
+PREFECT_PORT = 4200
+
+
+@contextmanager
+def prefect_server(say: Callable[[str], None]) -> Iterator[str]:
+    """The Prefect server at PREFECT_API_URL, or one of our own on its default port; yields its API's address.
+
+    Raises:
+        InputError: none answers at PREFECT_API_URL, or the port is taken.
+    """
+    if url := os.environ.get("PREFECT_API_URL"):
+        if not _answers(f"{url}/health"):
+            raise InputError(f"no Prefect server answers at PREFECT_API_URL {url}; start it, or unset the variable")
+        yield url
+        return
+    port = int(os.environ.get("PREFECT_SERVER_API_PORT", PREFECT_PORT))
+    url = f"http://127.0.0.1:{port}/api"
+    if _answers(f"{url}/health"):
+        os.environ["PREFECT_API_URL"] = url
+        yield url
+        return
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise InputError(f"port {port} is taken by something that is no Prefect server; set PREFECT_SERVER_API_PORT")
+    say("starting a Prefect server")
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with _process(command):
+        _wait_for(lambda: _answers(f"{url}/health"), "the Prefect server")
+        os.environ["PREFECT_API_URL"] = url
+        yield url
+        del os.environ["PREFECT_API_URL"]
+
+
+@contextmanager
+def model_host(settings: Settings, say: Callable[[str], None]) -> Iterator[str]:
+    """A model host of our own, started again when it dies; yields its address.
+
+    Raises:
+        InputError: a host runs already, and is not ours to stop.
+    """
+    if running := read_address(settings.cache_folder):
+        raise InputError(f"a model host runs already, process {running.pid} at {running.url}; is another serve at work?")
+    stop = threading.Event()
+    ready = threading.Event()
+    keeper = threading.Thread(target=_keep_host, args=(settings, stop, ready, say), name="model-host", daemon=True)
+    keeper.start()
+    try:
+        _wait_for(lambda: read_address(settings.cache_folder) is not None or not keeper.is_alive(), "the model host")
+        address = read_address(settings.cache_folder)
+        if address is None:
+            raise GgufFlowError("the model host did not start; its own message stands above")
+        yield address.url
+    finally:
+        stop.set()
+        keeper.join()
+
+
+def _keep_host(
+    settings: Settings, stop: threading.Event, ready: threading.Event, say: Callable[[str], None]
+) -> None:
+    command = [sys.executable, "-m", "flows", "host"]
+    while not stop.is_set():
+        started = time.monotonic()
+        with _process(command, quiet=False) as host:
+            while host.poll() is None and not stop.wait(0.2):
+                ready.set()
+        if not stop.is_set():
+            if time.monotonic() - started < 5:
+                return  # it cannot start; it has said why
+            say("the model host died and is started again; runs that were using it are retried")
+
+
+@contextmanager
+def _process(command: list[str], *, quiet: bool = True) -> Iterator["subprocess.Popen[bytes]"]:
+    """A child in a session of its own, so that Ctrl-C is ours to pass on; it is gone when the block ends."""
+    out = subprocess.DEVNULL if quiet else None
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _wait_for(ready: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + START_S
+    while not ready():
+        if time.monotonic() > deadline:
+            raise GgufFlowError(f"{what} did not answer within {START_S:.0f} s")
+        time.sleep(0.2)
