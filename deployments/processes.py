@@ -43,7 +43,9 @@ def prefect_server(say: Callable[[str], None]) -> Iterator[str]:
         return
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise InputError(f"port {port} is taken by something that is no Prefect server; set PREFECT_SERVER_API_PORT")
+            raise InputError(
+                f"port {port} is taken by something that is no Prefect server; set PREFECT_SERVER_API_PORT"
+            )
     say("starting a Prefect server")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _process(command):
@@ -61,7 +63,9 @@ def model_host(settings: Settings, say: Callable[[str], None]) -> Iterator[str]:
         InputError: a host runs already, and is not ours to stop.
     """
     if running := read_address(settings.cache_folder):
-        raise InputError(f"a model host runs already, process {running.pid} at {running.url}; is another serve at work?")
+        raise InputError(
+            f"a model host runs already, process {running.pid} at {running.url}; is another serve at work?"
+        )
     stop = threading.Event()
     ready = threading.Event()
     keeper = threading.Thread(target=_keep_host, args=(settings, stop, ready, say), name="model-host", daemon=True)
@@ -77,9 +81,7 @@ def model_host(settings: Settings, say: Callable[[str], None]) -> Iterator[str]:
         keeper.join()
 
 
-def _keep_host(
-    settings: Settings, stop: threading.Event, ready: threading.Event, say: Callable[[str], None]
-) -> None:
+def _keep_host(settings: Settings, stop: threading.Event, ready: threading.Event, say: Callable[[str], None]) -> None:
     command = [sys.executable, "-m", "flows", "host"]
     while not stop.is_set():
         started = time.monotonic()
@@ -96,9 +98,7 @@ def _keep_host(
 def _process(command: list[str], *, quiet: bool = True) -> Iterator["subprocess.Popen[bytes]"]:
     """A child in a session of its own, so that Ctrl-C is ours to pass on; it is gone when the block ends."""
     out = subprocess.DEVNULL if quiet else None
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-    )
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     try:
         yield process
     finally:

@@ -1,6 +1,7 @@
 """A Prefect server of its own for a benchmark; to be entered before anything imports Prefect."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,14 +30,15 @@ def prefect_server(home: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
     url = f"http://127.0.0.1:{port}/api"
     try:
         _wait_for(url)
         os.environ["PREFECT_API_URL"] = url
         yield url
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
