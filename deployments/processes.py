@@ -43,9 +43,7 @@ def prefect_server(say: Callable[[str], None]) -> Iterator[str]:
         return
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise InputError(
-                f"port {port} is taken by something that is no Prefect server; set PREFECT_SERVER_API_PORT"
-            )
+            raise InputError(f"port {port} is taken, and by no Prefect server; set PREFECT_SERVER_API_PORT")
     say("starting a Prefect server")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _process(command):
@@ -63,9 +61,7 @@ def model_host(settings: Settings, say: Callable[[str], None]) -> Iterator[str]:
         InputError: a host runs already, and is not ours to stop.
     """
     if running := read_address(settings.cache_folder):
-        raise InputError(
-            f"a model host runs already, process {running.pid} at {running.url}; is another serve at work?"
-        )
+        raise InputError(f"a model host runs already: process {running.pid} at {running.url}; stop it first")
     stop = threading.Event()
     ready = threading.Event()
     keeper = threading.Thread(target=_keep_host, args=(settings, stop, ready, say), name="model-host", daemon=True)

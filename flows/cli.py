@@ -161,7 +161,7 @@ def host(*, bind: str | None = None, port: int | None = None) -> None:
     settings = Settings()
     where = settings.host_bind if bind is None else bind, settings.host_port if port is None else port
     load_registry(settings)
-    serve_models(settings, *where, _say)
+    serve_models(settings, *where, say)
 
 
 @models.default
@@ -179,12 +179,12 @@ def list_models(*, status: Annotated[bool, Parameter(negative=())] = False) -> N
         if rows:
             stdout.print(status_table(rows))
         else:
-            _say("no model is loaded now")
+            say("no model is loaded now")
         return
     logging.getLogger("llm_core.registry").setLevel(logging.ERROR)  # the table says it already
     registry = load_registry(settings)
     stdout.print(models_table(registry, MemoryEstimates(settings.cache_folder)))
-    _say(f"in {registry.models_dir}")
+    say(f"in {registry.models_dir}")
 
 
 @models.command(name="pull")
@@ -214,7 +214,7 @@ def _pull_one(name: str, entry: ModelEntry, folder: Path) -> None:
         raise PullError(f"model '{name}' is remote; there is nothing to pull")
     target = model_path(folder, name, entry)
     if _is_model(target):
-        _say(f"{name}: is here already: {target}")
+        say(f"{name}: is here already: {target}")
         return
     if entry.source is None:
         raise PullError(f"model '{name}' has no 'source'; put its file at {target}")
@@ -228,7 +228,7 @@ def _pull_one(name: str, entry: ModelEntry, folder: Path) -> None:
             target,
             lambda done, size: progress.update(row, completed=done, total=size),
         )
-    _say(f"{name}: {target} ({human_bytes(target.stat().st_size)}, sha256 {digest})")
+    say(f"{name}: {target} ({human_bytes(target.stat().st_size)}, sha256 {digest})")
 
 
 def _is_model(path: Path) -> bool:
@@ -239,7 +239,7 @@ def _is_model(path: Path) -> bool:
     return True
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -251,7 +251,7 @@ def list_all_sessions() -> None:
     if found:
         stdout.print(sessions_table(found))
     else:
-        _say(f"no session yet in {folder}")
+        say(f"no session yet in {folder}")
 
 
 @sessions.command(name="show")
@@ -292,7 +292,7 @@ def main() -> None:
     except ValidationError as error:
         code = _refuse(f"GGUF_FLOW_* settings: {describe(error)}")
     except KeyboardInterrupt:
-        _say("gguf-flow: interrupted; finished steps are in the session")
+        say("gguf-flow: interrupted; finished steps are in the session")
         code = 130
     except BrokenPipeError:
         code = 0
@@ -300,5 +300,5 @@ def main() -> None:
 
 
 def _refuse(message: str) -> int:
-    _say(f"gguf-flow: {message}")
+    say(f"gguf-flow: {message}")
     return 2

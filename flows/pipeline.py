@@ -61,13 +61,16 @@ async def execute(spec: PipelineSpec, question: str, settings: Settings) -> Pipe
             flow_run_id=runtime.flow_run.id,
         )
         try:
-            await name_run(f"{plan.pipeline} {session.record.id}")
+            naming = asyncio.create_task(name_run(f"{plan.pipeline} {session.record.id}"))
             if isinstance(held.residency, InsufficientMemory):
+                await naming
                 return await refused(session, held.residency)
-            steps = _submit(held.run(session), question)
+            run = held.run(session)
+            steps = _submit(run, question)
+            await naming
             await asyncio.to_thread(wait, list(steps.values()))
-            await _resident_artifact(plan, held.pool)
-            return await _conclude(plan, session, steps)
+            await asyncio.to_thread(run.finish_showing)
+            return await _conclude(plan, held.pool, session, steps)
         except BaseException as error:
             session.fail(f"{type(error).__name__}: {error}", ended_by(error))
             raise
@@ -116,7 +119,9 @@ def _submit_call(
     return future
 
 
-async def _conclude(plan: Plan, session: Session, steps: dict[str, StepFuture]) -> PipelineResult | State[Any]:
+async def _conclude(
+    plan: Plan, pool: Pool, session: Session, steps: dict[str, StepFuture]
+) -> PipelineResult | State[Any]:
     records: list[StepRecord] = []
     finished = 0
     failure: PipelineFailed | None = None
@@ -127,16 +132,15 @@ async def _conclude(plan: Plan, session: Session, steps: dict[str, StepFuture]) 
             records += [result] if isinstance(result, StepRecord) else []
         elif future.state.is_failed() and failure is None:
             failure = failure_of(name, future, session.path)
-    await _timing_artifact(plan, records)
+    artifacts = [_resident_artifact(plan, pool), _timing_artifact(plan, records)]
     if failure or finished < len(steps):
+        await asyncio.gather(*artifacts)
         failure = failure or PipelineFailed("a step did not finish", session.path, None)
         session.fail(str(failure))
         return Failed(message=str(failure), data=failure)
     answer = [step for step in records if step.stage == plan.final][-1].text
     session.complete(answer)
-    await acreate_markdown_artifact(
-        key=artifact_key(plan.pipeline, "final-answer"), markdown=answer, description=session.record.question
-    )
+    await asyncio.gather(_answer_artifact(plan, session.record.question, answer), *artifacts)
     return PipelineResult(
         session_id=session.record.id,
         session_path=session.path,
@@ -172,6 +176,11 @@ async def _resident_artifact(plan: Plan, pool: Pool) -> None:
     ]
     key = artifact_key(plan.pipeline, "resident-models")
     await acreate_table_artifact(key=key, table=table, description=f"Loaded at the end; {n_loads} loads")
+
+
+async def _answer_artifact(plan: Plan, question: str, answer: str) -> None:
+    key = artifact_key(plan.pipeline, "final-answer")
+    await acreate_markdown_artifact(key=key, markdown=answer, description=question)
 
 
 async def _timing_artifact(plan: Plan, records: list[StepRecord]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from llm_core.aggregation import KINDS, check_template
-from llm_core.documents import Document, describe, load_document, near_name
+from llm_core.documents import Document, describe, load_document, near_name, validate
 from llm_core.errors import AggregationError, ConfigError
 from llm_core.parameters import GenerationParams
 from llm_core.schedule import ScheduleSpec
@@ -235,13 +235,46 @@ def load_pipelines(path: Path) -> dict[str, PipelineSpec]:
     return load_document(path, PipelinesDocument).by_name()
 
 
+def load_valid_pipelines(path: Path) -> tuple[dict[str, PipelineSpec], list[str]]:
+    """The pipelines of pipeline.yaml that are right, by name, and a line for each that is not.
+
+    Raises:
+        ConfigError: the file as a whole cannot be read.
+    """
+    document = load_document(path, _AnyPipelines)
+    found: dict[str, PipelineSpec] = {}
+    problems: list[str] = []
+    base = {BASE: ("base_pipeline", document.base_pipeline)} if document.base_pipeline is not None else {}
+    for name, (key, written) in (
+        base | {n: (f"pipelines.{n}", w) for n, w in (document.pipelines or {}).items()}
+    ).items():
+        try:
+            found[name] = validate(written, PipelineSpec, f"{path}: {key}").model_copy(update={"name": name})
+        except ConfigError as error:
+            problems.append(str(error))
+    return found, problems
+
+
+class _AnyPipelines(Document):
+    """pipeline.yaml, its pipelines not looked at yet."""
+
+    version: Any = None
+    base_pipeline: Any = None
+    pipelines: dict[str, Any] | None = None
+
+
 def load_pipeline(path: Path, name: str = BASE) -> PipelineSpec:
     """The pipeline `name` of pipeline.yaml; a dash in a name may be written as an underscore.
 
     Raises:
-        ConfigError: no pipeline has that name, or the file is wrong.
+        ConfigError: no pipeline has that name, or it is wrong; what is wrong with another does not matter.
     """
-    pipelines = load_pipelines(path)
+    try:
+        pipelines = load_pipelines(path)
+    except ConfigError:
+        pipelines, _ = load_valid_pipelines(path)
+        if name not in pipelines and name.replace("_", "-") not in pipelines:
+            raise
     for candidate in (name, name.replace("_", "-")):
         if candidate in pipelines:
             return pipelines[candidate]

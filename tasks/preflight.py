@@ -41,11 +41,9 @@ def preflight(run: Run, stage: StagePlan, inputs: dict[str, Any]) -> Admission:
     parallel = decide(stage, plan.execution_mode, plan.on_insufficient_memory, placed, within, run.need)
     threads = threads_for(stage, parallel, placed, run.cores)
     placements = run.stage(stage.id).placements
-    create_table_artifact(
-        key=artifact_key(plan.pipeline, stage.id, "memory"),
-        table=needs_table(placements, run.residency),
-        description=_decision(run, stage, parallel),
-    )
+    key, decision = artifact_key(plan.pipeline, stage.id, "memory"), _decision(run, stage, parallel)
+    table = needs_table(placements, run.residency)
+    run.show(lambda: create_table_artifact(key=key, table=table, description=decision))
     if parallel and run.prefetches:
         for placement in placements:
             run.pool.prefetch(placement.load, placement.call.model)

@@ -15,12 +15,8 @@ def record(run: Run, step: StepRecord, file_name: str) -> None:
     """Save `step`, then show it as a markdown artifact of the task run that made it."""
     with _one_writer:
         run.session.add(step, file_name)
-    label = step.member or "aggregation"
-    create_markdown_artifact(
-        key=artifact_key(run.plan.pipeline, step.stage, label),
-        markdown=step_markdown(step),
-        description=step.id,
-    )
+    key = artifact_key(run.plan.pipeline, step.stage, step.member or "aggregation")
+    run.show(lambda: create_markdown_artifact(key=key, markdown=step_markdown(step), description=step.id))
 
 
 def artifact_key(*names: str) -> str:

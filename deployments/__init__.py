@@ -1,0 +1,1 @@
+"""Pipelines as Prefect deployments: served from this machine, or run by work pools."""

@@ -1,0 +1,5 @@
+"""`python -m deployments` is `gguf-flow`, with `serve`."""
+
+from deployments.cli import main
+
+main()
