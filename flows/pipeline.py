@@ -19,7 +19,7 @@ from llm_core.pipeline import PipelineSpec
 from llm_core.plan import Plan, StagePlan
 from llm_core.pool_protocol import Pool
 from llm_core.prompts import check_question
-from llm_core.session import Session, StepRecord
+from llm_core.session import Session, SessionRecord, StepRecord, list_sessions
 from llm_core.settings import Settings
 from tasks.aggregate import aggregate
 from tasks.generate import generate
@@ -52,7 +52,7 @@ async def execute(spec: PipelineSpec, question: str, settings: Settings) -> Pipe
     check_question(question)
     async with run_resources(spec, settings) as held:
         plan = held.plan
-        session = Session.create(
+        session = _session_of_retry(settings) or Session.create(
             settings.sessions_folder,
             pipeline=plan.pipeline,
             question=question,
@@ -74,6 +74,17 @@ async def execute(spec: PipelineSpec, question: str, settings: Settings) -> Pipe
         except BaseException as error:
             session.fail(f"{type(error).__name__}: {error}", ended_by(error))
             raise
+
+
+def _session_of_retry(settings: Settings) -> Session | None:
+    """The session of this flow run's earlier try, if it is a retry."""
+    if (runtime.flow_run.run_count or 1) < 2:
+        return None
+    flow_run_id = runtime.flow_run.id
+    for record in list_sessions(settings.sessions_folder):
+        if isinstance(record, SessionRecord) and record.flow_run_id == flow_run_id:
+            return Session.reopen(settings.sessions_folder, record.id, flow_run_id=flow_run_id)
+    return None
 
 
 async def refused(session: Session, refusal: InsufficientMemory) -> State[Any]:

@@ -14,8 +14,12 @@ from llm_core.worker import OnToken
 Ask = Callable[[OnToken], GenerateResult]
 
 
-async def generation_events(ask: Ask) -> AsyncIterator[dict[str, Any]]:
-    """`{"text", "n"}` per token, then one `{"result"}` or `{"error", "kind"}`."""
+async def generation_events(ask: Ask, running: set[Callable[[], None]] | None = None) -> AsyncIterator[dict[str, Any]]:
+    """`{"text", "n"}` per token, then one `{"result"}` or `{"error", "kind"}`.
+
+    Args:
+        running: while it lasts, holds what ends this generation at once, from any thread.
+    """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     gone = threading.Event()
@@ -38,6 +42,12 @@ async def generation_events(ask: Ask) -> AsyncIterator[dict[str, Any]]:
         except Exception as error:
             put(pack_error(ModelCrashed(f"the model host failed: {type(error).__name__}: {error}")))
 
+    def end() -> None:
+        gone.set()
+        put(pack_error(GgufFlowError("the run has ended")))
+
+    running = set() if running is None else running
+    running.add(end)
     threading.Thread(target=work, name="generation", daemon=True).start()
     try:
         while True:
@@ -46,4 +56,5 @@ async def generation_events(ask: Ask) -> AsyncIterator[dict[str, Any]]:
             if "result" in event or "error" in event:
                 return
     finally:
+        running.discard(end)
         gone.set()

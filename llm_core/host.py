@@ -45,6 +45,7 @@ def make_app(pool: ModelPool, models: HostModels, token: str) -> FastAPI:
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise Unauthorized
 
+    running: dict[str, set[Callable[[], None]]] = {}
     app = FastAPI(title="gguf-flow model host", lifespan=lifespan, openapi_url=None)
     guarded = [Depends(authorized)]
     app.include_router(openai_router(pool, models), dependencies=guarded)
@@ -83,10 +84,17 @@ def make_app(pool: ModelPool, models: HostModels, token: str) -> FastAPI:
     async def hold(body: dict[str, Any]) -> StreamingResponse:
         return StreamingResponse(_held(pool, LoadParams(**body["load"])), media_type="application/x-ndjson")
 
+    @app.post("/pool/end", dependencies=guarded)
+    async def end(body: dict[str, Any]) -> dict[str, str]:
+        for end_generation in tuple(running.pop(body["run"], ())):
+            end_generation()
+        return {"status": "ok"}
+
     @app.post("/pool/generate", dependencies=guarded)
     async def generate(body: dict[str, Any]) -> StreamingResponse:
         wanted, model, request = unpack_request(body)
-        events = generation_events(lambda on_token: pool.generate(wanted, model, request, on_token))
+        of_run = running.setdefault(body.get("run", ""), set())
+        events = generation_events(lambda on_token: pool.generate(wanted, model, request, on_token), of_run)
         lines = (json.dumps(event) + "\n" async for event in events)
         return StreamingResponse(lines, media_type="application/x-ndjson")
 

@@ -2,8 +2,9 @@
 
 import json
 import time
+import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class HostPool:
     """
 
     def __init__(self, cache_dir: Path, url: str | None = None) -> None:
-        self._cache_dir, self._fixed_url = cache_dir, url
+        self._cache_dir, self._fixed_url, self._run = cache_dir, url, uuid.uuid4().hex
         headers = {"Authorization": f"Bearer {host_token(cache_dir)}"}
         limits = httpx.Limits(max_connections=None)
         self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(None, connect=5), limits=limits)
@@ -53,7 +54,7 @@ class HostPool:
     ) -> GenerateResult:
         """As `ModelPool.generate`."""
         try:
-            with self._post("/pool/generate", pack_request(load, model, request)) as response:
+            with self._post("/pool/generate", {"run": self._run, **pack_request(load, model, request)}) as response:
                 for line in response.iter_lines():
                     event = json.loads(line)
                     if "error" in event:
@@ -95,7 +96,10 @@ class HostPool:
         ]
 
     def close(self) -> None:
-        """Leave; the models stay with the host."""
+        """End what this run has under way, and leave; the models stay with the host."""
+        if address := self._fixed_url or getattr(read_address(self._cache_dir), "url", None):
+            with suppress(httpx.HTTPError):
+                self._client.post(f"{address}/pool/end", json={"run": self._run}, timeout=5)
         self._client.close()
 
     def _state(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The child process of a loaded model: JSON lines in on stdin, JSON lines out on what was stdout.
 
 In:  {"load": …} first, then {"generate": id, "request": …}, {"cancel": id}, {"threads": n}; 0 pauses.
-Out: a line is a list of messages, all those of one decode step: {"loaded": load_s}, {"started": id},
+Out: a line is a list of messages, those of one decode step or a few: {"loaded": load_s}, {"started": id},
      {"token": id, "text": …, "n": …}, {"finished": id, "result": …}, {"paused": true},
      {"failed": id or null, "kind": class of llm_core.errors, "message": …}.
 """
@@ -12,11 +12,16 @@ import os
 import queue
 import sys
 import threading
+import time
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.errors import GgufFlowError
 from llm_core.generation import GenerateRequest
+
+GROUP_S = 0.05
+"""Tokens that come within it are sent together, except the first of an answer: 20 times a second is fluent to read."""
 
 
 def main() -> None:
@@ -34,11 +39,30 @@ def main() -> None:
         _send(out, {"failed": None, "kind": type(error).__name__, "message": str(error)})
         return
     _send(out, {"loaded": engine.load_s})
+    outbox = Outbox(out)
     while True:
         while not engine.busy or engine.threads == 0 or not inbox.empty():
             _receive(engine, inbox.get(), out)
-        if events := engine.step():
-            _send(out, *map(_message, events))
+        outbox.add(map(_message, engine.step()))
+
+
+class Outbox:
+    """Sends tokens in small groups: whoever reads them takes time from the cores that decode."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._waiting: list[dict[str, Any]] = []
+        self._sent = 0.0
+
+    def add(self, messages: Iterable[dict[str, Any]]) -> None:
+        """Send `messages` now if someone waits for one of them or the last were sent a while ago, else soon."""
+        self._waiting += messages
+        now = time.monotonic()
+        if now - self._sent > GROUP_S or any(message.get("n", 1) == 1 for message in self._waiting):
+            if self._waiting:
+                _send(self._out, *self._waiting)
+            self._waiting.clear()
+            self._sent = now
 
 
 def _read(inbox: "queue.SimpleQueue[dict[str, Any]]") -> None:

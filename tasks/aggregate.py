@@ -5,13 +5,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from llm_core.aggregation import concat, majority_vote, render_template, synthesis_message
 from llm_core.plan import AggregationPlan, Call, StagePlan
 from llm_core.prompts import stage_output
 from llm_core.session import StepRecord
-from tasks.generate import ask, crashed, input_texts, stage_files
+from tasks.generate import ask, crashed, input_texts, once_a_run, stage_files
 from tasks.record import record
 from tasks.run import Run, progress
 
@@ -19,7 +18,7 @@ Ask = Callable[[Call, str, str], StepRecord]
 """Asks a model in a step, by name, a message."""
 
 
-@task(cache_policy=NO_CACHE, retry_condition_fn=crashed)
+@task(cache_key_fn=once_a_run, persist_result=True, retry_condition_fn=crashed)
 def aggregate(
     run: Run, stage: StagePlan, question: str, members: list[StepRecord], inputs: dict[str, StepRecord]
 ) -> StepRecord:

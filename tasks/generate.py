@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
 
 from llm_core.errors import ModelCrashed
 from llm_core.generation import GenerateRequest
@@ -30,7 +30,12 @@ def crashed(task: Any, task_run: Any, state: Any) -> bool:
     return False
 
 
-@task(cache_policy=NO_CACHE, retry_condition_fn=crashed)
+def once_a_run(context: TaskRunContext, parameters: dict[str, Any]) -> str:
+    """A step that has finished is not run again when its flow run is retried; equal samples have names of their own."""
+    return f"{context.task_run.flow_run_id}-{context.task.name}"
+
+
+@task(cache_key_fn=once_a_run, persist_result=True, retry_condition_fn=crashed)
 def generate(
     run: Run, stage: StagePlan, call: Call, question: str, admission: Admission, inputs: dict[str, StepRecord]
 ) -> StepRecord:

@@ -44,7 +44,7 @@ def preflight(run: Run, stage: StagePlan, inputs: dict[str, Any]) -> Admission:
     key, decision = artifact_key(plan.pipeline, stage.id, "memory"), _decision(run, stage, parallel)
     table = needs_table(placements, run.residency)
     run.show(lambda: create_table_artifact(key=key, table=table, description=decision))
-    if parallel and run.prefetches:
+    if parallel and run.prefetches and not run.is_done(stage):
         for placement in placements:
             run.pool.prefetch(placement.load, placement.call.model)
         for load in run.stage(stage.id).prefetched:

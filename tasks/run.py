@@ -9,7 +9,7 @@ from typing import Protocol
 from llm_core.call_params import LoadParams
 from llm_core.machine import Bytes
 from llm_core.memory import MemoryEstimates, ModelNeed
-from llm_core.plan import Plan
+from llm_core.plan import Plan, StagePlan
 from llm_core.pool_protocol import Pool
 from llm_core.residency import Residency, StageResidency
 from llm_core.session import Session, StepRecord
@@ -86,6 +86,10 @@ class Run:
 
     def need(self, load: LoadParams) -> ModelNeed:
         return self.estimates.need(load)
+
+    def is_done(self, stage: StagePlan) -> bool:
+        """Whether every member has answered already, before this flow run was retried."""
+        return all(f"{stage.number} {stage.id}: {call.member}" in self.session.record.files for call in stage.calls)
 
     def stage(self, stage_id: str) -> StageResidency:
         return next(stage for stage in self.residency.stages if stage.stage == stage_id)

@@ -48,8 +48,8 @@ def ours(path: Path, requests: int) -> Iterator[Way]:
     """One child process that decodes up to `requests` answers together."""
     worker = ModelWorker(LoadParams(str(path), N_CTX, sequences=requests), path.stem)
     worker.use_threads(CORES)
-    # One answer at temperature 0 is decoded alone anyway; several would be too, one after the other, if not told so.
-    sampling = SamplingParams(temperature=0, max_tokens=N_TOKENS, deterministic=requests == 1)
+    # Decoded together, and with what earlier prompts left in the cache, as all the others do.
+    sampling = SamplingParams(temperature=0, max_tokens=N_TOKENS, deterministic=False)
 
     def ask(prompt: str) -> Counts:
         result = worker.generate(GenerateRequest((("user", prompt),), sampling, threads=CORES))

@@ -32,6 +32,11 @@ pipelines:
   every-second:
     schedule: {interval_s: 2, parameters: {question: 'What is ice?'}, active: false}
     stages: [{id: a, model: small}]
+  fragile:
+    retries: 0
+    stages:
+      - {id: draft, model: small}
+      - {id: final, model: small, generation: {max_tokens: 440}, instructions: Write a very long story.}
   wrong: {stages: [{id: a, model: small, aggregatoin: concat}]}
 """
 START_S = 120.0
@@ -70,21 +75,48 @@ class Served:
 
     def run(self, name: str, **parameters: Any) -> dict[str, Any]:
         """Ask for a run as the UI does; returns it when it has ended."""
+        return self.ended(self.start(name, **parameters))
+
+    def start(self, name: str, **parameters: Any) -> str:
         deployment = self.api.get(f"/deployments/name/{name}/{name}").json()
         created = self.api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters})
+        return str(created.json()["id"])
 
-        def ended() -> dict[str, Any] | None:
-            run: dict[str, Any] = self.api.get(f"/flow_runs/{created.json()['id']}").json()
+    def ended(self, run_id: str, timeout_s: float = START_S) -> dict[str, Any]:
+        def state() -> dict[str, Any] | None:
+            run: dict[str, Any] = self.api.get(f"/flow_runs/{run_id}").json()
             return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
-        return self.wait_for(ended)  # type: ignore[no-any-return]
+        return self.wait_for(state, timeout_s)  # type: ignore[no-any-return]
+
+    def tasks(self, run_id: str) -> list[tuple[str, str]]:
+        """(name, state) of a run's tasks, in order of their start."""
+        found = self.api.post("/task_runs/filter", json={"flow_runs": {"id": {"any_": [run_id]}}}).json()
+        return [(task["name"], task["state_name"]) for task in sorted(found, key=lambda task: task["created"])]
+
+    def set_state(self, run_id: str, kind: str, name: str) -> None:
+        self.api.post(f"/flow_runs/{run_id}/set_state", json={"state": {"type": kind, "name": name}}).raise_for_status()
+
+    def flow_process(self) -> psutil.Process:
+        """The process of the one run that is under way."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        (found,) = [process for process in below if "prefect.flow_engine" in " ".join(process.cmdline())]
+        return found
+
+    def decoding(self) -> list[dict[str, Any]]:
+        """The models in use."""
+        return [model for model in self.status()["models"] if model["users"]]
 
     def load_count(self) -> int:
+        return int(self.status()["load_count"])
+
+    def status(self) -> dict[str, Any]:
         cache = self.project.path / "cache"
         address = read_address(cache)
         assert address
         headers = {"Authorization": f"Bearer {host_token(cache)}"}
-        return int(httpx.get(f"{address.url}/models/status", headers=headers).json()["load_count"])
+        state: dict[str, Any] = httpx.get(f"{address.url}/models/status", headers=headers).json()
+        return state
 
     def stop(self, sig: int) -> list[psutil.Process]:
         """Stop it; returns its descendants that are still there."""
@@ -174,6 +206,51 @@ def test_host_that_is_killed_is_started_again_and_the_next_run_works(served: Ser
     os.kill(address.pid, signal.SIGKILL)
     served.wait_for(lambda: "the model host died and is started again" in served.said)
     assert served.run("base", question="What is ice?")["state_type"] == "COMPLETED"
+
+
+def begin_final(served: Served) -> str:
+    """A run of `fragile` that is in the middle of its long last stage."""
+    run_id = served.start("fragile", question="What is ice?")
+    served.wait_for(lambda: ("draft: small", "Completed") in served.tasks(run_id) and served.decoding())
+    time.sleep(0.5)
+    return run_id
+
+
+def test_retry_runs_only_what_failed_in_the_same_session(served: Served) -> None:
+    run_id = begin_final(served)
+    address = read_address(served.project.path / "cache")
+    assert address
+    for worker in psutil.Process(address.pid).children():
+        worker.kill()
+    failed = served.ended(run_id)
+    assert failed["state_type"] == "FAILED"
+    assert "step 'final: small' failed" in failed["state"]["message"]
+    sessions = {path: path.stat().st_mtime_ns for path in served.project.sessions.glob("session_*/step1.json")}
+    served.set_state(run_id, "SCHEDULED", "AwaitingRetry")
+    served.wait_for(lambda: served.api.get(f"/flow_runs/{run_id}").json()["run_count"] == 2)
+    again = served.ended(run_id)
+    assert again["state_type"] == "COMPLETED", served.said
+    assert served.tasks(run_id)[-4:].count(("draft: small", "Cached")) == 1
+    assert {p: p.stat().st_mtime_ns for p in served.project.sessions.glob("session_*/step1.json")} == sessions
+
+
+def test_cancelled_run_ends_within_five_seconds_and_decodes_no_more(served: Served) -> None:
+    run_id = begin_final(served)
+    process = served.flow_process()
+    served.set_state(run_id, "CANCELLING", "Cancelling")
+    began = time.monotonic()
+    assert served.ended(run_id)["state_type"] == "CANCELLED"
+    served.wait_for(lambda: not served.decoding() and not process.is_running(), timeout_s=10)
+    print(f"cancelled after {time.monotonic() - began:.1f} s")
+    newest = max(served.project.sessions.glob("session_*"))
+    assert '"status": "cancelled"' in (newest / "session.json").read_text()
+
+
+def test_run_whose_process_is_killed_shows_as_crashed(served: Served) -> None:
+    run_id = begin_final(served)
+    served.flow_process().kill()
+    assert served.ended(run_id)["state_type"] == "CRASHED"
+    served.wait_for(lambda: not served.decoding(), timeout_s=10)
 
 
 def test_second_serve_is_one_line(served: Served) -> None:
