@@ -125,7 +125,6 @@ async def _go_through(held: Resources, session: Session, items: list[Item]) -> B
         run = DatasetRun(held.run(session), items, logs, results)
         futures = _submit(run, plan)
         await asyncio.to_thread(wait, list(futures.values()))
-        await asyncio.to_thread(run.finish_showing)
         summaries = [f.result() for f in futures.values() if f.state.is_completed()]
         summaries = [summary for summary in summaries if isinstance(summary, StepSummary)]
         await _steps_artifact(plan, summaries, held.pool.load_count)

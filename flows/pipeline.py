@@ -69,7 +69,6 @@ async def execute(spec: PipelineSpec, question: str, settings: Settings) -> Pipe
             steps = _submit(run, question)
             await naming
             await asyncio.to_thread(wait, list(steps.values()))
-            await asyncio.to_thread(run.finish_showing)
             return await _conclude(plan, held.pool, session, steps)
         except BaseException as error:
             session.fail(f"{type(error).__name__}: {error}", ended_by(error))

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from prefect import get_run_logger, runtime
 from prefect.client.orchestration import get_client
 
+from flows.plain_http import without_certificates
 from flows.pools import run_pool
 from flows.snapshot import config_snapshot
 from llm_core.call_params import LoadParams
@@ -58,6 +59,7 @@ async def run_resources(spec: PipelineSpec, settings: Settings, at_once: int = 1
     plan = make_plan(spec, registry, source=settings.pipeline_file)
     estimates = MemoryEstimates(settings.cache_folder)
     async with AsyncExitStack() as held:
+        held.enter_context(without_certificates(settings.cache_folder))
         # Loading, closing and waiting block; none of it on the event loop, which answers to cancellation.
         pool = await held.enter_async_context(_in_thread(run_pool(plan.execution_mode, settings, estimates, _say)))
         residency = await asyncio.to_thread(_residency, plan, pool, estimates, at_once)

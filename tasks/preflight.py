@@ -43,7 +43,7 @@ def preflight(run: Run, stage: StagePlan, inputs: dict[str, Any]) -> Admission:
     placements = run.stage(stage.id).placements
     key, decision = artifact_key(plan.pipeline, stage.id, "memory"), _decision(run, stage, parallel)
     table = needs_table(placements, run.residency)
-    run.show(lambda: create_table_artifact(key=key, table=table, description=decision))
+    create_table_artifact(key=key, table=table, description=decision)
     if parallel and run.prefetches and not run.is_done(stage):
         for placement in placements:
             run.pool.prefetch(placement.load, placement.call.model)

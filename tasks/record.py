@@ -16,7 +16,7 @@ def record(run: Run, step: StepRecord, file_name: str) -> None:
     with _one_writer:
         run.session.add(step, file_name)
     key = artifact_key(run.plan.pipeline, step.stage, step.member or "aggregation")
-    run.show(lambda: create_markdown_artifact(key=key, markdown=step_markdown(step), description=step.id))
+    create_markdown_artifact(key=key, markdown=step_markdown(step), description=step.id)
 
 
 def artifact_key(*names: str) -> str:

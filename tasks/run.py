@@ -1,9 +1,6 @@
 """What the tasks of one flow run share."""
 
-import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from typing import Protocol
 
 from llm_core.call_params import LoadParams
@@ -13,8 +10,6 @@ from llm_core.plan import Plan, StagePlan
 from llm_core.pool_protocol import Pool
 from llm_core.residency import Residency, StageResidency
 from llm_core.session import Session, StepRecord
-
-logger = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -66,23 +61,6 @@ class Run:
         self.plan, self.residency, self.pool = plan, residency, pool
         self.estimates, self.session, self.cores = estimates, session, cores
         self.placed = {p.call: p.load for stage in residency.stages for p in stage.placements}
-        self._showing = ThreadPoolExecutor(1, thread_name_prefix="artifacts")
-
-    def show(self, make_artifact: Callable[[], object]) -> None:
-        """Make an artifact of the task that asks for it, beside the work: each takes some 15 ms."""
-        context = copy_context()
-
-        def make() -> None:
-            try:
-                context.run(make_artifact)
-            except Exception as error:  # the answer is in the session; its mirror is a service
-                logger.warning("an artifact could not be made: %s", error)
-
-        self._showing.submit(make)
-
-    def finish_showing(self) -> None:
-        """Returns when every artifact is made."""
-        self._showing.shutdown()
 
     def need(self, load: LoadParams) -> ModelNeed:
         return self.estimates.need(load)

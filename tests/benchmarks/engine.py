@@ -1,6 +1,7 @@
 """Several requests to one GGUF file: ours against llama_cpp.Llama and llama-server; and what a shared prefix saves.
 
-`python -m tests.benchmarks.engine [ROUNDS]`: all ways in turn, ROUNDS times (3), after one uncounted round.
+`python -m tests.benchmarks.engine [ROUNDS [Q4_1|Q4_0|Q8_0 …]]`: all ways in turn, ROUNDS times (3), after one
+uncounted round; on all three files unless some are named.
 llama-server takes part where the environment variable LLAMA_SERVER names its binary. Loading is not counted.
 """
 
@@ -159,7 +160,8 @@ def shared_prefix(files: dict[str, Path], rounds: int) -> None:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     with tempfile.TemporaryDirectory() as folder:
-        files = make_variants(Path(folder), ("Q4_0", "Q8_0"))
+        made = make_variants(Path(folder), ("Q4_0", "Q8_0"))
+        files = {name: made[name] for name in sys.argv[2:] or made}
         throughput(files, rounds)
         shared_prefix(files, rounds)
 
