@@ -97,11 +97,12 @@ class Served:
     def set_state(self, run_id: str, kind: str, name: str) -> None:
         self.api.post(f"/flow_runs/{run_id}/set_state", json={"state": {"type": kind, "name": name}}).raise_for_status()
 
-    def flow_process(self) -> psutil.Process:
-        """The process of the one run that is under way."""
+    def flow_process(self, run_id: str) -> psutil.Process:
+        """The process that a run is in."""
         below = psutil.Process(self.process.pid).children(recursive=True)
-        (found,) = [process for process in below if "prefect.flow_engine" in " ".join(process.cmdline())]
-        return found
+        found = [process for process in below if process.environ().get("PREFECT__FLOW_RUN_ID") == run_id]
+        assert found, [process.cmdline() for process in below]
+        return found[0]
 
     def decoding(self) -> list[dict[str, Any]]:
         """The models in use."""
@@ -236,7 +237,7 @@ def test_retry_runs_only_what_failed_in_the_same_session(served: Served) -> None
 
 def test_cancelled_run_ends_within_five_seconds_and_decodes_no_more(served: Served) -> None:
     run_id = begin_final(served)
-    process = served.flow_process()
+    process = served.flow_process(run_id)
     served.set_state(run_id, "CANCELLING", "Cancelling")
     began = time.monotonic()
     assert served.ended(run_id)["state_type"] == "CANCELLED"
@@ -248,7 +249,7 @@ def test_cancelled_run_ends_within_five_seconds_and_decodes_no_more(served: Serv
 
 def test_run_whose_process_is_killed_shows_as_crashed(served: Served) -> None:
     run_id = begin_final(served)
-    served.flow_process().kill()
+    served.flow_process(run_id).kill()
     assert served.ended(run_id)["state_type"] == "CRASHED"
     served.wait_for(lambda: not served.decoding(), timeout_s=10)
 
