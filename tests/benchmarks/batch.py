@@ -79,12 +79,12 @@ def ours(dataset: Path, output: Path) -> tuple[list[list[int]], int]:
 
 
 def budget_for_one(folder: Path) -> None:
-    """Reserve all memory that is free now but what the largest of the models needs."""
+    """Reserve all memory that is free now but what the largest model needs, and what others may take meanwhile."""
     estimates = MemoryEstimates(folder / "cache")
     loads = [LoadParams(str(folder / "models" / f"{m}.gguf"), N_CTX, sequences=AT_ONCE) for m in STAGES.values()]
     largest = max(estimates.need(load).ram_bytes for load in loads)
     os.environ["MAX_RAM_USAGE_PERCENT"] = "100"
-    os.environ["GGUF_FLOW_RAM_RESERVE_MB"] = str((read_machine().ram_available - int(largest * 1.1)) // 2**20)
+    os.environ["GGUF_FLOW_RAM_RESERVE_MB"] = str((read_machine().ram_available - int(largest * 1.6)) // 2**20)
 
 
 def main() -> None:

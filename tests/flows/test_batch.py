@@ -138,7 +138,7 @@ async def test_three_files_under_a_budget_for_one_are_loaded_three_times_in_all(
         estimates.need(LoadParams(str(three_models.path / "models" / f"{name}.gguf"), 256, sequences=4)).ram_bytes
         for name in "abc"
     )
-    set_budget(monkeypatch, int(largest * 1.02))
+    set_budget(monkeypatch, int(largest * 1.5))  # two would need 1.9 times as much
     result = await run(dataset(three_models, *(f"Name {n} things." for n in range(16))))
     assert result.n_loads == 3
 
