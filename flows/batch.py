@@ -97,7 +97,7 @@ def _session(
     settings: Settings,
 ) -> Session:
     flow_run_id = runtime.flow_run.id
-    if resume:
+    if resume or (runtime.flow_run.run_count or 1) > 1:  # a retry goes on where the first try ended
         found = find_unfinished(settings, dataset, spec, held.snapshot, output)
         return Session.reopen(settings.sessions_folder, found.id, flow_run_id=flow_run_id)
     output_file(output, is_new=True)
