@@ -1,6 +1,7 @@
 """A question to a loaded model, and what came of it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from llm_core.call_params import SamplingParams
 
@@ -16,6 +17,15 @@ class GenerateRequest:
     """Decoding threads to ask the pool for, and exactly so many for an answer that is decoded alone."""
     most_threads: int = 0
     """Up to so many for the others, where cores come free meanwhile."""
+
+
+def unpack_request(data: dict[str, Any]) -> GenerateRequest:
+    """The request that `asdict` took apart, after a journey as JSON, which knows no tuples."""
+    sampling = dict(data["sampling"])
+    sampling["stop"] = tuple(sampling["stop"])
+    sampling["logit_bias"] = tuple((text, bias) for text, bias in sampling["logit_bias"])
+    messages = tuple((role, content) for role, content in data["messages"])
+    return GenerateRequest(**{**data, "messages": messages, "sampling": SamplingParams(**sampling)})
 
 
 @dataclass(frozen=True)

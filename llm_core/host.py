@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from llm_core.call_params import LoadParams
 from llm_core.errors import GgufFlowError
 from llm_core.generation_events import generation_events
-from llm_core.host_messages import pack_error, unpack_request
+from llm_core.host_messages import pack_error, unpack_call
 from llm_core.host_models import HostModels
 from llm_core.openai_api import openai_error, openai_router
 from llm_core.pool import ModelPool
@@ -92,7 +92,7 @@ def make_app(pool: ModelPool, models: HostModels, token: str) -> FastAPI:
 
     @app.post("/pool/generate", dependencies=guarded)
     async def generate(body: dict[str, Any]) -> StreamingResponse:
-        wanted, model, request = unpack_request(body)
+        wanted, model, request = unpack_call(body)
         of_run = running.setdefault(body.get("run", ""), set())
         events = generation_events(lambda on_token: pool.generate(wanted, model, request, on_token), of_run)
         lines = (json.dumps(event) + "\n" async for event in events)

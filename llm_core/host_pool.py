@@ -15,7 +15,7 @@ from llm_core.call_params import LoadParams
 from llm_core.errors import ModelCrashed
 from llm_core.generation import GenerateRequest, GenerateResult
 from llm_core.host_address import host_token, read_address
-from llm_core.host_messages import pack_request, unpack_error, unpack_result
+from llm_core.host_messages import pack_call, unpack_error, unpack_result
 from llm_core.machine import Bytes
 from llm_core.resident import ResidentStatus
 from llm_core.worker import OnToken
@@ -54,7 +54,7 @@ class HostPool:
     ) -> GenerateResult:
         """As `ModelPool.generate`."""
         try:
-            with self._post("/pool/generate", {"run": self._run, **pack_request(load, model, request)}) as response:
+            with self._post("/pool/generate", {"run": self._run, **pack_call(load, model, request)}) as response:
                 for line in response.iter_lines():
                     event = json.loads(line)
                     if "error" in event:

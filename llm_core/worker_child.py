@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-from llm_core.call_params import LoadParams, SamplingParams
+from llm_core.call_params import LoadParams
 from llm_core.errors import GgufFlowError
-from llm_core.generation import GenerateRequest
+from llm_core.generation import unpack_request
 
 GROUP_S = 0.05
 """Tokens that come within it are sent together, except the first of an answer: 20 times a second is fluent to read."""
@@ -81,15 +81,7 @@ def _receive(engine: Any, message: dict[str, Any], out: TextIO) -> None:
         if engine.threads == 0:
             _send(out, {"paused": True})
         return
-    request = message["request"]
-    sampling = request["sampling"]
-    sampling["stop"] = tuple(sampling["stop"])
-    sampling["logit_bias"] = tuple((text, bias) for text, bias in sampling["logit_bias"])
-    messages = tuple((role, content) for role, content in request["messages"])
-    engine.submit(
-        message["generate"],
-        GenerateRequest(messages, SamplingParams(**sampling), request["strip_reasoning"], request["threads"]),
-    )
+    engine.submit(message["generate"], unpack_request(message["request"]))
 
 
 def _message(event: Any) -> dict[str, Any]:
