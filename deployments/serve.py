@@ -21,6 +21,8 @@ POLL_S = 1.0
 """Between two looks for runs that are due, and for changes of pipeline.yaml."""
 
 Say = Callable[[str], None]
+Stamp = tuple[int, int] | None
+"""Time and size of a file; `None`: there is none."""
 
 
 def serve(settings: Settings, say: Say) -> None:
@@ -29,10 +31,11 @@ def serve(settings: Settings, say: Say) -> None:
     Raises:
         GgufFlowError: it cannot start; one line says why.
     """
+    seen = _stamp(settings.pipeline_file)
     pipelines = served_pipelines(settings, say)
     with prefect_server(say) as api, model_host(settings, say):
         say(f"Prefect UI: {api.removesuffix('/api')}")
-        asyncio.run(_serve(settings, pipelines, say))
+        asyncio.run(_serve(settings, pipelines, seen, say))
         say("stopping")
 
 
@@ -53,12 +56,12 @@ def served_pipelines(settings: Settings, say: Say) -> dict[str, PipelineSpec]:
     return pipelines
 
 
-async def _serve(settings: Settings, pipelines: dict[str, PipelineSpec], say: Say) -> None:
+async def _serve(settings: Settings, pipelines: dict[str, PipelineSpec], seen: Stamp, say: Say) -> None:
     from prefect.runner import Runner
 
     runner = Runner(name="gguf-flow", query_seconds=POLL_S, pause_on_shutdown=False)
     await _deploy(runner, pipelines, say)
-    tasks = [asyncio.create_task(runner.start()), asyncio.create_task(_follow(settings, runner, say))]
+    tasks = [asyncio.create_task(runner.start()), asyncio.create_task(_follow(settings, runner, seen, say))]
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGINT, signal.SIGTERM):
@@ -81,10 +84,13 @@ async def _deploy(runner: "Runner", pipelines: dict[str, PipelineSpec], say: Say
         say(f"serving {deployment.flow_name}/{deployment.name}{when}")
 
 
-async def _follow(settings: Settings, runner: "Runner", say: Say) -> None:
-    """Serve what pipeline.yaml says after each change; a wrong edit is said, and changes nothing."""
+async def _follow(settings: Settings, runner: "Runner", seen: Stamp, say: Say) -> None:
+    """Serve what pipeline.yaml says after each change; a wrong edit is said, and changes nothing.
+
+    Args:
+        seen: the file as it was when it was read for what is served now.
+    """
     path = settings.pipeline_file
-    seen = _stamp(path)
     while True:
         await asyncio.sleep(POLL_S)
         if _stamp(path) == seen:
@@ -97,7 +103,7 @@ async def _follow(settings: Settings, runner: "Runner", say: Say) -> None:
             say(f"{error}; what was served before still is")
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> Stamp:
     try:
         return path.stat().st_mtime_ns, path.stat().st_size
     except OSError:

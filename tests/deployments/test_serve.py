@@ -79,9 +79,9 @@ class Served:
         return self.ended(self.start(name, **parameters))
 
     def start(self, name: str, **parameters: Any) -> str:
-        deployment = self.api.get(f"/deployments/name/{name}/{name}").json()
+        deployment = self.api.get(f"/deployments/name/{name}/{name}").raise_for_status().json()
         created = self.api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters})
-        return str(created.json()["id"])
+        return str(created.raise_for_status().json()["id"])
 
     def ended(self, run_id: str, timeout_s: float = START_S) -> dict[str, Any]:
         def state() -> dict[str, Any] | None:
