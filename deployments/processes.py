@@ -20,6 +20,8 @@ START_S = 90.0
 """Most time that a server may take to answer; the first start of Prefect's on a slow disk takes 20 s."""
 STOP_S = 10.0
 """How long a process may take to end by itself."""
+SETTLED_S = 5.0
+"""A host that ends sooner after its start would end again and again."""
 PREFECT_PORT = 4200
 
 
@@ -63,8 +65,7 @@ def model_host(settings: Settings, say: Callable[[str], None]) -> Iterator[str]:
     if running := read_address(settings.cache_folder):
         raise InputError(f"a model host runs already: process {running.pid} at {running.url}; stop it first")
     stop = threading.Event()
-    ready = threading.Event()
-    keeper = threading.Thread(target=_keep_host, args=(settings, stop, ready, say), name="model-host", daemon=True)
+    keeper = threading.Thread(target=_keep_host, args=(stop, say), name="model-host", daemon=True)
     keeper.start()
     try:
         _wait_for(lambda: read_address(settings.cache_folder) is not None or not keeper.is_alive(), "the model host")
@@ -77,17 +78,19 @@ def model_host(settings: Settings, say: Callable[[str], None]) -> Iterator[str]:
         keeper.join()
 
 
-def _keep_host(settings: Settings, stop: threading.Event, ready: threading.Event, say: Callable[[str], None]) -> None:
+def _keep_host(stop: threading.Event, say: Callable[[str], None]) -> None:
     command = [sys.executable, "-m", "flows", "host"]
     while not stop.is_set():
         started = time.monotonic()
         with _process(command, quiet=False) as host:
             while host.poll() is None and not stop.wait(0.2):
-                ready.set()
-        if not stop.is_set():
-            if time.monotonic() - started < 5:
-                return  # it cannot start; it has said why
-            say("the model host died and is started again; runs that were using it are retried")
+                pass
+        if stop.is_set():
+            return
+        if time.monotonic() - started < SETTLED_S:
+            say(f"the model host ended within {SETTLED_S:.0f} s of its start and stays down; start serve anew")
+            return
+        say("the model host died and is started again; runs that were using it are retried")
 
 
 @contextmanager
