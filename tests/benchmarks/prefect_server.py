@@ -2,18 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-
-START_S = 60.0
-"""Most time that the server may take to answer."""
+from tests.benchmarks.llama_server import await_health, free_port
 
 
 @contextmanager
@@ -26,29 +21,15 @@ def prefect_server(home: Path) -> Iterator[str]:
         "PREFECT_LOGGING_LEVEL": "ERROR",
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
     }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     quiet = subprocess.DEVNULL
     server = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
     url = f"http://127.0.0.1:{port}/api"
     try:
-        _wait_for(url)
+        await_health(f"{url}/health", server, "the Prefect server")
         os.environ["PREFECT_API_URL"] = url
         yield url
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            httpx.get(f"{url}/health").raise_for_status()
-            return
-        except httpx.HTTPError:
-            if time.monotonic() > deadline:
-                raise SystemExit(f"the Prefect server did not answer within {START_S:.0f} s") from None
-            time.sleep(0.2)
