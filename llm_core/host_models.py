@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llm_core.call_params import LoadParams, SamplingParams
+from llm_core.call_params import LoadParams
 from llm_core.errors import InputError
 from llm_core.machine import physical_cores
 from llm_core.memory import MemoryEstimates
@@ -24,10 +24,6 @@ class HostedModel:
     name: str
     call: Call
     load: LoadParams
-
-    @property
-    def sampling(self) -> SamplingParams:
-        return self.call.sampling
 
 
 class HostModels:

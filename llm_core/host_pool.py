@@ -103,11 +103,13 @@ class HostPool:
         self._client.close()
 
     def _state(self) -> dict[str, Any]:
+        url = self._url()
         try:
-            response = self._client.get(f"{self._url()}/models/status")
+            response = self._client.get(f"{url}/models/status")
             response.raise_for_status()
         except httpx.HTTPError as error:
-            raise ModelCrashed(f"the model host does not answer ({error})") from None
+            remedy = "start it with `gguf-flow serve`, or correct GGUF_FLOW_HOST_URL"
+            raise ModelCrashed(f"the model host at {url} does not answer ({error}); {remedy}") from None
         state: dict[str, Any] = response.json()
         return state
 

@@ -111,7 +111,7 @@ def openai_router(pool: ModelPool, models: HostModels) -> APIRouter:
 
 def _wanted(request: ChatRequest, found: HostedModel, models: HostModels) -> GenerateRequest:
     messages = tuple(("system" if m.role == "developer" else m.role, m.text) for m in request.messages)
-    sampling = request.sampling(found.sampling)
+    sampling = request.sampling(found.call.sampling)
     return GenerateRequest(messages, sampling, found.call.strip_reasoning, models.cores, models.cores)
 
 

@@ -194,6 +194,19 @@ def test_run_gets_results_and_errors_of_the_host_as_of_its_own_pool(pool: HostPo
         pool.generate(load, "small", ask("word " * 600))
 
 
+def test_host_is_also_found_by_its_address(host_project: Project, url: str, load: LoadParams) -> None:
+    by_address = HostPool(host_project.path / "cache", url)
+    assert by_address.generate(load, "small", ask("Hi")).completion_tokens > 0
+    by_address.close()
+
+
+def test_address_where_no_host_answers_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelCrashed, match=r"model host at http://127\.0\.0\.1:9 does not answer .*GGUF_FLOW_HOST_URL$"
+    ):
+        HostPool(tmp_path, "http://127.0.0.1:9")
+
+
 def test_run_that_stops_listening_ends_its_generation(pool: HostPool, load: LoadParams) -> None:
     class Enough(Exception):
         pass
