@@ -1,6 +1,7 @@
 """The whole command line: what `flows.cli` has, and `serve`."""
 
-from flows.cli import app, main, say
+from flows.cli import app, main
+from flows.console import say
 from llm_core.settings import Settings
 
 __all__ = ["main"]

@@ -12,10 +12,11 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Failed
 from pydantic import BaseModel
 
-from flows.pipeline import failure_of, refused
+from flows.outcome import failure_of, refused
+from flows.planned import plan_run
 from flows.resources import Resources, ended_by, name_run, run_resources
 from flows.result import PipelineFailed
-from flows.resume import find_unfinished, output_file
+from flows.resume import find_unfinished, output_file, refuse_approval
 from llm_core.dataset import RESULT, Item, read_items
 from llm_core.dataset_results import DatasetResults, step_names
 from llm_core.errors import InsufficientMemory
@@ -23,7 +24,8 @@ from llm_core.fingerprint import sha256
 from llm_core.overrides import override
 from llm_core.pipeline import BASE, PipelineSpec, load_pipeline
 from llm_core.plan import Plan
-from llm_core.session import DatasetRef, Session
+from llm_core.session import Session
+from llm_core.session_records import DatasetRef
 from llm_core.settings import Settings
 from llm_core.step_log import StepLog
 from tasks.dataset_run import DatasetRun, StepSummary
@@ -74,8 +76,10 @@ async def batch(
     """
     settings = Settings()
     spec = override(load_pipeline(settings.pipeline_file, pipeline), overrides or [])
+    refuse_approval(spec)
     items = read_items(dataset, limit)
-    async with run_resources(spec, settings, settings.batch_sequences) as held:
+    planned = plan_run(spec, settings, settings.pipeline_file)
+    async with run_resources(planned, settings, settings.batch_sequences) as held:
         session = await asyncio.to_thread(_session, spec, held, dataset, items, output, resume, settings)
         try:
             await name_run(f"{spec.name} {session.record.id}")

@@ -7,34 +7,31 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from flows.tables import human_bytes, models_table, session_text, sessions_table, status_table
+from flows.console import say, stderr
+from flows.models_cli import models
+from flows.sessions_cli import sessions
 from llm_core.dataset import read_items
-from llm_core.documents import describe, load_document, near_name
-from llm_core.errors import GgufFlowError, InputError, InsufficientMemory, ModelFileError, PullError
-from llm_core.gguf_file import read_gguf
+from llm_core.documents import describe
+from llm_core.errors import GgufFlowError, InputError, InsufficientMemory
 from llm_core.machine import budget, read_machine
 from llm_core.memory import MemoryEstimates
 from llm_core.memory_plan import memory_plan
 from llm_core.overrides import override
 from llm_core.pipeline import BASE, PipelineSpec, load_pipeline, load_pipelines
+from llm_core.pipeline_yaml import save_pipeline
 from llm_core.plan import make_plan
 from llm_core.prompts import check_question
-from llm_core.registry import ModelEntry, ModelsDocument, load_registry, model_path, models_directory
+from llm_core.registry import load_registry
+from llm_core.rerun import Changes, plan_rerun
 from llm_core.residency import plan_residency
-from llm_core.session import check_writable, list_sessions, load_session, load_steps
+from llm_core.session import check_writable, load_session
 from llm_core.settings import Settings
-from llm_core.status_board import read_board
+from llm_core.snapshot import load_snapshot
 
 app = App(name="gguf-flow", help="Several GGUF models answer one question in stages.", version_flags=["--version"])
-models = App(name="models", help="The models of models.yaml.")
-sessions = App(name="sessions", help="The runs so far.")
 app.command(models)
 app.command(sessions)
-stdout = Console(width=None if sys.stdout.isatty() else 200)
-stderr = Console(stderr=True)
 
 Pipeline = Annotated[str, Parameter(name=["--pipeline", "-p"])]
 Assignments = Annotated[list[str] | None, Parameter(name="--set", negative=())]
@@ -100,17 +97,94 @@ def batch(
         stage.param=value: changed for this run only; may be repeated.
     """
     from flows.batch_command import run_dataset
-    from flows.resume import output_file, unfinished_session
+    from flows.resume import output_file, refuse_approval, unfinished_session
 
     settings = Settings()
     read_items(dataset, limit)
     spec = override(load_pipeline(settings.pipeline_file, pipeline), set or [])
+    refuse_approval(spec)
     make_plan(spec, load_registry(settings), source=settings.pipeline_file)
     output_file(output, is_new=not resume)
     if resume:
         unfinished_session(settings, dataset, spec.name)
     check_writable(settings.sessions_folder)
     return run_dataset(dataset.absolute(), spec.name, output, limit, resume, set or [], stderr=stderr)
+
+
+@app.command
+def rerun(
+    session: str,
+    *,
+    from_stage: Annotated[str, Parameter(name="--from")],
+    set: Assignments = None,
+    model: Annotated[list[str] | None, Parameter(negative=())] = None,
+    prompt: Annotated[list[str] | None, Parameter(negative=())] = None,
+    times: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Run a stage of an earlier session again, and all that depends on it, into a session of its own.
+
+    Parameters
+    ----------
+    session
+        Such as session_001; its own pipeline and models are used, not today's.
+    from_stage
+        The first stage that runs again; everything else is carried over.
+    set
+        stage.param=value: changed this time; may be repeated.
+    model
+        stage=NAME: the model that takes the place of the stage's own; may be repeated.
+    prompt
+        stage=FILE: its instructions from a file; may be repeated.
+    times
+        So often, each into a session of its own.
+    json
+        Print one JSON object a run instead of the answer.
+    """
+    from flows.run_command import run_again
+
+    settings = Settings()
+    prompts = {stage: _read_prompt(file) for stage, file in _pairs("--prompt", prompt).items()}
+    changes = Changes(tuple(set or ()), _pairs("--model", model), prompts)
+    today = load_registry(settings)
+    planned = plan_rerun(settings.sessions_folder, session, from_stage, changes, today, settings.cache_folder)
+    check_writable(settings.sessions_folder)
+    codes = [run_again(planned, changes, settings, as_json=json, stderr=stderr) for _ in range(times)]
+    return max(codes)
+
+
+def _pairs(option: str, written: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for one in written or []:
+        stage, equals, value = one.partition("=")
+        if not (stage and equals and value):
+            raise InputError(f"{option} {one}: expected stage=…, such as draft=qwen")
+        pairs[stage] = value
+    return pairs
+
+
+def _read_prompt(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prompt {file}: cannot be read: {error}") from None
+
+
+@app.command
+def save(session: str, name: str) -> None:
+    """Keep the pipeline of an earlier run in pipeline.yaml.
+
+    Parameters
+    ----------
+    session
+        Such as session_001: a run of `manual`, or any other.
+    name
+        What the pipeline is called from now on.
+    """
+    settings = Settings()
+    load_session(settings.sessions_folder, session)
+    save_pipeline(settings.pipeline_file, name, load_snapshot(settings.sessions_folder, session).spec)
+    say(f"{settings.pipeline_file}: pipelines.{name}")
 
 
 @app.command
@@ -162,120 +236,6 @@ def host(*, bind: str | None = None, port: int | None = None) -> None:
     where = settings.host_bind if bind is None else bind, settings.host_port if port is None else port
     load_registry(settings)
     serve_models(settings, *where, say)
-
-
-@models.default
-def list_models(*, status: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Show every model of models.yaml and whether it can be used.
-
-    Parameters
-    ----------
-    status
-        Show what is loaded on this machine now instead.
-    """
-    settings = Settings()
-    if status:
-        rows = read_board(settings.cache_folder)
-        if rows:
-            stdout.print(status_table(rows))
-        else:
-            say("no model is loaded now")
-        return
-    logging.getLogger("llm_core.registry").setLevel(logging.ERROR)  # the table says it already
-    registry = load_registry(settings)
-    stdout.print(models_table(registry, MemoryEstimates(settings.cache_folder)))
-    say(f"in {registry.models_dir}")
-
-
-@models.command(name="pull")
-def pull_models(*names: str) -> None:
-    """Fetch models from their `source`, all of them or those named.
-
-    Parameters
-    ----------
-    names
-        Models of models.yaml.
-    """
-    settings = Settings()
-    document = load_document(settings.models_file, ModelsDocument)
-    for name in names:
-        if name not in document.models:
-            raise InputError(f"{settings.models_file}: no model '{name}'{near_name(name, document.models)}")
-    folder = models_directory(document, settings)
-    wanted = names or [name for name, entry in document.models.items() if entry.source]
-    for name in wanted:
-        _pull_one(name, document.models[name], folder)
-
-
-def _pull_one(name: str, entry: ModelEntry, folder: Path) -> None:
-    from llm_core.pull import pull
-
-    if entry.file is None:
-        raise PullError(f"model '{name}' is remote; there is nothing to pull")
-    target = model_path(folder, name, entry)
-    if _is_model(target):
-        say(f"{name}: is here already: {target}")
-        return
-    if entry.source is None:
-        raise PullError(f"model '{name}' has no 'source'; put its file at {target}")
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=stderr) as progress:
-        row = progress.add_task(name, total=None)
-        digest = pull(
-            name,
-            entry.source,
-            entry.sha256,
-            target,
-            lambda done, size: progress.update(row, completed=done, total=size),
-        )
-    say(f"{name}: {target} ({human_bytes(target.stat().st_size)}, sha256 {digest})")
-
-
-def _is_model(path: Path) -> bool:
-    try:
-        read_gguf(path)
-    except ModelFileError:
-        return False
-    return True
-
-
-def say(text: str) -> None:
-    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-@sessions.default
-def list_all_sessions() -> None:
-    """List the runs so far."""
-    folder = Settings().sessions_folder
-    found = list(list_sessions(folder))
-    if found:
-        stdout.print(sessions_table(found))
-    else:
-        say(f"no session yet in {folder}")
-
-
-@sessions.command(name="show")
-def show_session(id: str, *, json: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Show one run: the question, every step's answer, the final answer.
-
-    Parameters
-    ----------
-    id
-        Such as session_001.
-    json
-        Print the session and its steps as one JSON object.
-    """
-    folder = Settings().sessions_folder
-    session = load_session(folder, id)
-    steps = load_steps(folder, session)
-    if json:
-        import json as json_module
-
-        data = session.model_dump(mode="json") | {"steps": [step.model_dump(mode="json") for step in steps]}
-        print(json_module.dumps(data, indent=2))
-        return
-    final = folder / id / "final.txt"
-    print(session_text(session, steps, final.read_text() if final.exists() else None))
 
 
 def main() -> None:

@@ -1,15 +1,17 @@
 """What a person sees while a run goes on: a live table in a terminal, plain lines elsewhere. All on stderr."""
 
+import sys
 import threading
 import time
 from types import TracebackType
 from typing import Self
 
+import click
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from llm_core.session import StepRecord
+from llm_core.session_records import StepRecord
 from tasks.run import Silent
 
 PLAIN_EVERY_S = 5.0
@@ -50,6 +52,15 @@ class LiveProgress(Silent):
     def end(self, step: str, record: StepRecord) -> None:
         self._rich.update(self._rows[step][0], completed=1, figures=_figures(record))
 
+    def approve(self, stage: str, text: str) -> str | None:
+        if not sys.stdin.isatty():
+            return None
+        self._rich.stop()
+        try:
+            return _ask_person(self._rich.console, stage, text)
+        finally:
+            self._rich.start()
+
 
 class PlainProgress(Silent):
     """A line when a step begins and ends, and one every few seconds between."""
@@ -82,6 +93,25 @@ class PlainProgress(Silent):
         with self._lock:
             self._shown[step] = time.perf_counter()
             self._console.print(f"{step}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _ask_person(console: Console, stage: str, text: str) -> str:
+    """Show the answer until it is approved; the editor is the one that $EDITOR names.
+
+    Raises:
+        KeyboardInterrupt: the person refused it.
+    """
+    while True:
+        console.rule(f"{stage} answered")
+        console.print(text, markup=False, highlight=False)
+        console.rule()
+        choice = console.input("Enter: go on with it, e: edit it, q: end the run > ").strip().lower()
+        if choice == "":
+            return text
+        if choice == "q":
+            raise KeyboardInterrupt
+        if choice == "e":
+            text = (click.edit(text, extension=".md") or text).rstrip("\n")
 
 
 def _figures(record: StepRecord) -> str:

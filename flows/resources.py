@@ -10,16 +10,15 @@ from prefect import get_run_logger, runtime
 from prefect.client.orchestration import get_client
 
 from flows.plain_http import without_certificates
+from flows.planned import Planned
 from flows.pools import run_pool
 from flows.snapshot import config_snapshot
 from llm_core.call_params import LoadParams
 from llm_core.errors import InsufficientMemory
 from llm_core.machine import physical_cores
 from llm_core.memory import MemoryEstimates
-from llm_core.pipeline import PipelineSpec
-from llm_core.plan import Plan, make_plan
+from llm_core.plan import Plan
 from llm_core.pool_protocol import Pool
-from llm_core.registry import load_registry
 from llm_core.residency import Residency, plan_residency
 from llm_core.session import Session
 from llm_core.settings import Settings
@@ -46,8 +45,8 @@ class Resources:
 
 
 @asynccontextmanager
-async def run_resources(spec: PipelineSpec, settings: Settings, at_once: int = 1) -> AsyncIterator[Resources]:
-    """Plan `spec`, and get a pool: the model host's, or one of this process when the machine is free for it.
+async def run_resources(planned: Planned, settings: Settings, at_once: int = 1) -> AsyncIterator[Resources]:
+    """Get a pool: the model host's, or one of this process when the machine is free for it; and a memory plan for it.
 
     Args:
         at_once: questions that a dataset run would like to have decoded at the same time.
@@ -55,16 +54,15 @@ async def run_resources(spec: PipelineSpec, settings: Settings, at_once: int = 1
     Raises:
         GgufFlowError: nothing was started; the message says why.
     """
-    registry = load_registry(settings)
-    plan = make_plan(spec, registry, source=settings.pipeline_file)
     estimates = MemoryEstimates(settings.cache_folder)
     async with AsyncExitStack() as held:
         held.enter_context(without_certificates(settings.cache_folder))
         # Loading, closing and waiting block; none of it on the event loop, which answers to cancellation.
-        pool = await held.enter_async_context(_in_thread(run_pool(plan.execution_mode, settings, estimates, _say)))
-        residency = await asyncio.to_thread(_residency, plan, pool, estimates, at_once)
-        snapshot = await asyncio.to_thread(config_snapshot, spec, plan, residency, registry, settings)
-        yield Resources(plan, pool, estimates, residency, snapshot)
+        mode = planned.plan.execution_mode
+        pool = await held.enter_async_context(_in_thread(run_pool(mode, settings, estimates, _say)))
+        residency = await asyncio.to_thread(_residency, planned.running, pool, estimates, at_once)
+        snapshot = await asyncio.to_thread(config_snapshot, planned, residency, settings)
+        yield Resources(planned.plan, pool, estimates, residency, snapshot)
 
 
 def _residency(plan: Plan, pool: Pool, estimates: MemoryEstimates, at_once: int) -> Residency | InsufficientMemory:

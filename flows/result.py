@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from llm_core.errors import GgufFlowError
-from llm_core.session import StepRecord
+from llm_core.session_records import StepRecord
 
 
 class PipelineResult(BaseModel):

@@ -7,8 +7,20 @@ from typing import Any
 from llm_core.errors import InputError, SessionError
 from llm_core.fingerprint import sha256
 from llm_core.pipeline import PipelineSpec
-from llm_core.session import SessionRecord, list_sessions
+from llm_core.session import list_sessions
+from llm_core.session_records import SessionRecord
 from llm_core.settings import Settings
+
+
+def refuse_approval(spec: PipelineSpec) -> None:
+    """Refuse a pipeline that waits for a person.
+
+    Raises:
+        InputError: it has a stage to approve.
+    """
+    for stage in spec.stages:
+        if stage.approve:
+            raise InputError(f"stage '{stage.id}' of '{spec.name}' has approve: true; a dataset run can ask nobody")
 
 
 def output_file(output: Path | None, *, is_new: bool) -> None:

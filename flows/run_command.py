@@ -1,29 +1,58 @@
-"""`gguf-flow run`: one question through a pipeline in this process, watched on the terminal."""
+"""`gguf-flow run` and `rerun`: one run in this process, watched on the terminal."""
 
 import asyncio
 import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 
 from flows.prefect_start import exit_code, starting_prefect
 from flows.progress import watcher
+from llm_core.errors import InputError
 from llm_core.pipeline import PipelineSpec
-from llm_core.session import StepRecord, load_session, load_steps
+from llm_core.rerun import Changes, Rerun
+from llm_core.session import load_session, load_steps
+from llm_core.session_records import StepRecord
 from llm_core.settings import Settings
 
 
 def run_question(spec: PipelineSpec, question: str, settings: Settings, *, as_json: bool, stderr: Console) -> int:
-    """Run, print the answer (or one JSON object) on stdout, and return the exit code."""
+    """Run, print the answer (or one JSON object) on stdout, and return the exit code.
+
+    Raises:
+        InputError: a person would have to approve a stage, and none could be asked.
+    """
+    _require_person(spec)
     with starting_prefect(stderr):
         from flows.pipeline import compile_flow
-        from flows.result import PipelineFailed
+    call = partial(compile_flow(spec, settings), question=question)
+    return run_flow(call, settings, as_json=as_json, stderr=stderr)
+
+
+def run_again(rerun: Rerun, changes: Changes, settings: Settings, *, as_json: bool, stderr: Console) -> int:
+    """Rerun a stage and what depends on it; as `run_question`."""
+    _require_person(rerun.spec)
+    with starting_prefect(stderr):
+        from flows.rerun import rerun as rerun_flow
+        from flows.rerun import stage_changes
+    session, stage = rerun.branch.parent, rerun.branch.from_stage
+    call = partial(rerun_flow, session=session, from_stage=stage, changes=stage_changes(changes))
+    return run_flow(call, settings, as_json=as_json, stderr=stderr)
+
+
+def run_flow(call: Callable[[], Any], settings: Settings, *, as_json: bool, stderr: Console) -> int:
+    """Watch the one run that `call` makes, print its result, and return the exit code."""
+    from flows.result import PipelineFailed
     from tasks.run import progress
 
     with watcher(stderr) as watching:
         progress.set(watching)
         try:
-            result = asyncio.run(_answer(compile_flow(spec, settings), question))
+            result = asyncio.run(_awaited(call))
         except PipelineFailed as failure:
             stderr.print(f"gguf-flow: {failure}", markup=False, highlight=False, soft_wrap=True)
             if as_json:
@@ -38,8 +67,19 @@ def run_question(spec: PipelineSpec, question: str, settings: Settings, *, as_js
     return 0
 
 
-async def _answer(flow: Any, question: str) -> Any:
-    return await flow(question=question)
+async def _awaited(call: Callable[[], Any]) -> Any:
+    return await call()
+
+
+def _require_person(spec: PipelineSpec) -> None:
+    if os.environ.get("PREFECT_API_URL") or (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    for stage in spec.stages:
+        if stage.approve:
+            raise InputError(
+                f"stage '{stage.id}' of '{spec.name}' has approve: true; run it in a terminal, "
+                "or from the Prefect UI under `gguf-flow serve`"
+            )
 
 
 def _failed_object(settings: Settings, session_id: str, error: str) -> dict[str, Any]:

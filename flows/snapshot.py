@@ -5,30 +5,25 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from flows.planned import Planned
 from llm_core.errors import InsufficientMemory
 from llm_core.fingerprint import sha256
-from llm_core.pipeline import PipelineSpec
-from llm_core.plan import Plan
-from llm_core.registry import ModelRegistry
 from llm_core.residency import Residency
 from llm_core.settings import Settings
 
 
-def config_snapshot(
-    spec: PipelineSpec,
-    plan: Plan,
-    residency: Residency | InsufficientMemory,
-    registry: ModelRegistry,
-    settings: Settings,
-) -> dict[str, Any]:
+def config_snapshot(planned: Planned, residency: Residency | InsufficientMemory, settings: Settings) -> dict[str, Any]:
     """The pipeline as written and as planned, each model's file with size and SHA-256, and the versions used."""
     models = {}
     memory = {}
     if isinstance(residency, Residency):
         placements = [placement for stage in residency.stages for placement in stage.placements]
         memory = {p.call.model: {"load": asdict(p.load), **asdict(residency.needs[p.load])} for p in placements}
-    for call in plan.calls:
-        model = registry.available[call.model]
+    for call in planned.plan.calls:
+        model = planned.registry.available[call.model]
+        if not model.path.exists():  # only steps that are carried over name it
+            models[call.model] = planned.models_before[call.model]
+            continue
         models[call.model] = {
             "file": str(model.path),
             "size_bytes": model.path.stat().st_size,
@@ -39,9 +34,9 @@ def config_snapshot(
             "entry": model.entry.model_dump(mode="json", exclude_defaults=True),
         }
     return {
-        "pipeline": spec.model_dump(mode="json", exclude_none=True),
-        "plan": asdict(plan),
-        "defaults": registry.defaults.model_dump(mode="json", exclude_none=True),
+        "pipeline": planned.spec.model_dump(mode="json", exclude_none=True),
+        "plan": asdict(planned.plan),
+        "defaults": planned.registry.defaults.model_dump(mode="json", exclude_none=True),
         "models": models,
         "versions": {name: version(name) for name in ("gguf-flow", "llama-cpp-python", "prefect")},
         "machine": {"platform": platform.platform(), "python": platform.python_version()},

@@ -9,7 +9,7 @@ from rich.table import Table
 from llm_core.errors import SessionError
 from llm_core.memory import Measured, MemoryEstimates
 from llm_core.registry import ModelRegistry
-from llm_core.session import SessionRecord, StepRecord
+from llm_core.session_records import SessionRecord, StepRecord
 
 
 def human_bytes(n: int) -> str:

@@ -10,6 +10,7 @@ from llm_core.parameters import GenerationParams
 from llm_core.pipeline import PipelineSpec
 
 _TEXTS = ("system_prompt", "instructions")
+_MERGING = {"aggregation": "type", "synthesis_model": "synthesis_model"}
 
 
 def override(spec: PipelineSpec, assignments: list[str]) -> PipelineSpec:
@@ -26,6 +27,24 @@ def override(spec: PipelineSpec, assignments: list[str]) -> PipelineSpec:
     return spec
 
 
+def replace_model(spec: PipelineSpec, stage_id: str, model: str) -> PipelineSpec:
+    """`spec` with `model` in place of the one model of a stage, or of its synthesis where it has several members.
+
+    Raises:
+        InputError: the stage has several models, and no synthesis model.
+    """
+    data = spec.model_dump()
+    stage = next(stage for stage in data["stages"] if stage["id"] == stage_id)
+    if len({member["model"] for member in stage["members"]}) == 1:
+        for member in stage["members"]:
+            member["model"] = model
+    elif stage["aggregation"] and stage["aggregation"]["synthesis_model"]:
+        stage["aggregation"]["synthesis_model"] = model
+    else:
+        raise InputError(f"stage '{stage_id}' has several models; edit the pipeline to change one of them")
+    return validate(data, PipelineSpec, f"--model {stage_id}={model}")
+
+
 def _assign(pipeline: dict[str, Any], assignment: str) -> None:
     target, equals, value = assignment.partition("=")
     stage_id, dot, param = target.rpartition(".")
@@ -34,10 +53,15 @@ def _assign(pipeline: dict[str, Any], assignment: str) -> None:
     stages = {stage["id"]: stage for stage in pipeline["stages"]}
     if stage_id not in stages:
         raise InputError(f"--set {assignment}: no stage '{stage_id}'{near_name(stage_id, stages)}")
-    known = (*GenerationParams.model_fields, *_TEXTS)
+    known = (*GenerationParams.model_fields, *_TEXTS, *_MERGING)
     if param not in known:
         raise InputError(f"--set {assignment}: no parameter '{param}'{near_name(param, known)}")
     stage = stages[stage_id]
+    if param in _MERGING:
+        if stage["type"] == "single":
+            raise InputError(f"--set {assignment}: stage '{stage_id}' has one answer; there is nothing to merge")
+        stage["aggregation"] = {**(stage["aggregation"] or {}), _MERGING[param]: value}
+        return
     for member in stage["members"]:  # what it does not set itself, it takes from its stage
         (member if param in _TEXTS else member["generation"])[param] = None
     if param in _TEXTS:

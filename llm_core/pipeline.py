@@ -14,6 +14,8 @@ from llm_core.schedule import ScheduleSpec
 
 BASE = "base"
 """The name under which `base_pipeline` runs."""
+RESERVED = ("manual", "rerun", "batch")
+"""Flows of gguf-flow's own, which are served under these names."""
 QUESTION = "question"
 """Always there; as `input_from: question` it says that a stage reads nothing else."""
 
@@ -75,6 +77,7 @@ class StageSpec(Document):
     input_from: tuple[str, ...] | None = None
     output_mode: OutputMode = "answer_only"
     aggregation: AggregationSpec | None = None
+    approve: bool = Field(False, description="a person looks at the answer, and may edit it, before the run goes on")
     retries: int | None = Field(None, ge=0, le=100, description="of a step whose model process crashed")
 
     @model_validator(mode="before")
@@ -219,6 +222,9 @@ class PipelinesDocument(Document):
             raise ValueError("no pipeline: give 'base_pipeline' or 'pipelines'")
         if self.base_pipeline is not None and BASE in self.pipelines:
             raise ValueError(f"pipelines.{BASE}: this name is taken by 'base_pipeline'")
+        for name in RESERVED:
+            if name in self.pipelines:
+                raise ValueError(f"pipelines.{name}: this name is taken by gguf-flow itself")
         return self
 
     def by_name(self) -> dict[str, PipelineSpec]:
@@ -249,6 +255,8 @@ def load_valid_pipelines(path: Path) -> tuple[dict[str, PipelineSpec], list[str]
         base | {n: (f"pipelines.{n}", w) for n, w in (document.pipelines or {}).items()}
     ).items():
         try:
+            if name in RESERVED:
+                raise ConfigError(f"{path}: {key}: this name is taken by gguf-flow itself")
             found[name] = validate(written, PipelineSpec, f"{path}: {key}").model_copy(update={"name": name})
         except ConfigError as error:
             problems.append(str(error))

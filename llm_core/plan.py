@@ -55,6 +55,8 @@ class StagePlan:
     output_mode: str
     aggregation: AggregationPlan | None
     retries: int
+    approve: bool = False
+    """Whether the run waits for a person after this stage."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def make_plan(spec: PipelineSpec, registry: ModelRegistry, *, source: Path | Non
     """Resolve every name and parameter of `spec`. Most specific first: member, stage, model, registry defaults.
 
     Args:
-        source: the YAML file, for messages.
+        source: the YAML file, for messages; `None`: the pipeline stands in none.
 
     Raises:
         PlanError: one line with file, key path and near name.
@@ -99,7 +101,7 @@ class _Planner:
     def __init__(self, spec: PipelineSpec, registry: ModelRegistry, source: Path | None) -> None:
         self.spec, self.registry = spec, registry
         name = "base_pipeline" if spec.name == BASE else f"pipelines.{spec.name}"
-        self.where = f"{source}: {name}" if source else name
+        self.where = f"{source}: {name}" if source else spec.name
 
     def plan(self) -> Plan:
         order = self._sorted_ids()
@@ -149,7 +151,7 @@ class _Planner:
         if stage.type == "multi" and stage.aggregation:
             aggregation = self._aggregation(f"{where}.aggregation", stage, stage.aggregation, calls, inputs)
         retries = self.spec.retries if stage.retries is None else stage.retries
-        return StagePlan(stage.id, number, inputs, tuple(calls), stage.output_mode, aggregation, retries)
+        return StagePlan(stage.id, number, inputs, tuple(calls), stage.output_mode, aggregation, retries, stage.approve)
 
     def _call(self, key: str, stage: StageSpec, member: MemberSpec, before: list[Call]) -> Call:
         model = self._model(key, stage.id, member.model)
@@ -241,6 +243,8 @@ def _stage_lines(stage: StagePlan, is_final: bool) -> list[str]:
             lines.append(_call_line("└─", f"{stage.aggregation.kind} by {synthesis.member}", synthesis))
         else:
             lines.append(f"   └─ {stage.aggregation.kind}")
+    if stage.approve:
+        lines.append("   ⏸ waits for a person to approve or edit it")
     return lines
 
 

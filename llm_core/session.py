@@ -5,98 +5,17 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from llm_core.atomic_write import write_whole
 from llm_core.documents import describe
 from llm_core.errors import SessionError
+from llm_core.session_records import Branch, DatasetRef, SessionRecord, Status, StepRecord
 
-FORMAT = 1
 _FOLDER_NAME = re.compile(r"session_([0-9]{1,9})")
 RecordT = TypeVar("RecordT", bound=BaseModel)
-Status = Literal["running", "completed", "failed", "cancelled"]
-
-
-class StepRecord(BaseModel):
-    """One answer: of a model, or of an aggregation. Saved as `step3_<model>.json`; durations in seconds."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format: int = FORMAT
-    id: str
-    """Unique in its session: `3 panel: mistral`."""
-    number: int
-    """Position of the stage in the order of execution, from 1."""
-    position: int = 0
-    """Place of the member in its stage; an aggregation comes after all of them."""
-    stage: str
-    kind: Literal["answer", "aggregation"] = "answer"
-    member: str | None = None
-    model: str | None = None
-    """The model that answered; `None` for an aggregation that needs none."""
-    text: str
-    output: str | None = None
-    """What later stages read, by the stage's `output_mode`; `None` for one member of several."""
-    reasoning: str | None = None
-    finish_reason: str | None = None
-    system_prompt: str | None = None
-    build: str | None = None
-    """Of llama.cpp."""
-    prompt: str | None = None
-    parameters: dict[str, Any] = {}
-    seed: int | None = None
-    prompt_tokens: int | None = None
-    cached_prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    load_s: float | None = None
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    tokens_per_s: float | None = None
-    peak_rss_bytes: int | None = None
-    peak_vram_bytes: int | None = None
-    degraded: tuple[str, ...] = ()
-    """What had to be given up for want of memory."""
-    started: datetime
-    ended: datetime
-    aggregation: dict[str, Any] | None = None
-    """Kind, candidates, and evidence such as the counts of a vote."""
-
-
-class DatasetRef(BaseModel):
-    """The dataset that a session went through, instead of one question."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: Path
-    sha256: str
-    n_items: int
-    output: Path | None = None
-    """Where the results go; `None`: into the session."""
-
-
-class SessionRecord(BaseModel):
-    """`session.json`: who asked what, and how it ended."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format: int = FORMAT
-    id: str
-    parent: str | None = None
-    status: Status = "running"
-    pipeline: str
-    question: str
-    execution_mode: str
-    dataset: DatasetRef | None = None
-    flow_run_id: str | None = None
-    created: datetime
-    ended: datetime | None = None
-    error: str | None = None
-    degraded: tuple[str, ...] = ()
-    """What any step had to give up for want of memory."""
-    files: dict[str, str] = Field(default_factory=dict)
-    """File name of each finished step, by step id, in order."""
 
 
 class Session:
@@ -115,10 +34,13 @@ class Session:
         execution_mode: str,
         snapshot: dict[str, Any],
         flow_run_id: str | None = None,
-        parent: str | None = None,
+        branch: Branch | None = None,
         dataset: DatasetRef | None = None,
     ) -> "Session":
         """Take the next free number in `folder` (an exclusive mkdir, so two runs never share one).
+
+        Args:
+            branch: of a rerun; the steps that it carries over are there at once.
 
         Raises:
             SessionError: the folder cannot be written.
@@ -127,7 +49,11 @@ class Session:
             path = _next_folder(folder)
             record = SessionRecord(
                 id=path.name,
-                parent=parent,
+                parent=branch and branch.parent,
+                from_stage=branch and branch.from_stage,
+                changed=branch.changed if branch else (),
+                reused=tuple(branch.carried) if branch else (),
+                files=dict(branch.carried) if branch else {},
                 pipeline=pipeline,
                 question=question,
                 execution_mode=execution_mode,
@@ -137,6 +63,9 @@ class Session:
             )
             session = cls(path, record)
             write_whole(path / "config_snapshot.json", _json(snapshot))
+            if branch:
+                for name in branch.carried.values():
+                    write_whole(path / name, (branch.folder / name).read_text(encoding="utf-8"))
             session._save()
         except OSError as error:
             raise _unwritable(folder, error) from None
@@ -167,6 +96,9 @@ class Session:
     def complete(self, answer: str) -> None:
         self._write("final.txt", answer)
         self._update(status="completed", ended=datetime.now(UTC))
+
+    def suspend(self) -> None:
+        self._update(status="suspended")
 
     def fail(self, error: str, status: Status = "failed") -> None:
         self._update(status=status, ended=datetime.now(UTC), error=error)
@@ -204,14 +136,21 @@ def step_files(number: int, members: list[str], aggregated: bool) -> dict[str | 
     if not aggregated:
         return {members[0]: f"step{number}.json"}
     names: dict[str | None, str] = {None: f"step{number}_aggregation.json"}
+    reserved = approval_file(number)
     for member in members:
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", member)[:80].strip("._") or "model"
         name, again = f"step{number}_{safe}.json", 1
-        while name.lower() in {taken.lower() for taken in names.values()}:  # some file systems know no case
+        while name.lower() in {
+            taken.lower() for taken in (*names.values(), reserved)
+        }:  # some file systems know no case
             again += 1
             name = f"step{number}_{safe}_{again}.json"
         names[member] = name
     return names
+
+
+def approval_file(number: int) -> str:
+    return f"step{number}_approval.json"
 
 
 def list_sessions(folder: Path) -> Iterator[SessionRecord | SessionError]:
@@ -221,6 +160,15 @@ def list_sessions(folder: Path) -> Iterator[SessionRecord | SessionError]:
             yield load_session(folder, path.name)
         except SessionError as error:
             yield error
+
+
+def load_step(folder: Path, session: SessionRecord, step_id: str) -> StepRecord:
+    """One finished step.
+
+    Raises:
+        SessionError: its file is damaged.
+    """
+    return _read(folder / session.id / session.files[step_id], StepRecord)
 
 
 def load_session(folder: Path, id: str) -> SessionRecord:

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from llm_core.errors import SessionError
-from llm_core.session import StepRecord
+from llm_core.session_records import StepRecord
 
 
 class ItemStep(StepRecord):

@@ -9,10 +9,11 @@ from prefect import task
 from llm_core.aggregation import concat, majority_vote, render_template, synthesis_message
 from llm_core.plan import AggregationPlan, Call, StagePlan
 from llm_core.prompts import stage_output
-from llm_core.session import StepRecord
+from llm_core.session_records import StepRecord
 from tasks.generate import ask, crashed, input_texts, once_a_run, stage_files
 from tasks.record import record
-from tasks.run import Run, progress
+from tasks.run import Run
+from tasks.watched import Watched
 
 Ask = Callable[[Call, str, str], StepRecord]
 """Asks a model in a step, by name, a message."""
@@ -23,18 +24,14 @@ def aggregate(
     run: Run, stage: StagePlan, question: str, members: list[StepRecord], inputs: dict[str, StepRecord]
 ) -> StepRecord:
     """Merge `members`' answers as the stage says; candidates and evidence are kept beside the answer."""
-    watcher = progress.get()
 
-    def watched(call: Call, step: str, message: str) -> StepRecord:
-        watcher.begin(step, call.model)
-        threads = synthesis_threads(run, stage)
-        answer = ask(run, stage, call, step, message, threads, lambda _, n: watcher.token(step, n))
-        for note in answer.degraded:
-            watcher.say(note)
-        watcher.end(step, answer)
+    def ask_watched(call: Call, step: str, message: str) -> StepRecord:
+        watched = Watched(run, stage, call, step)
+        answer = ask(run, stage, call, step, message, synthesis_threads(run, stage), watched.token)
+        watched.end(answer)
         return answer
 
-    step = merged(stage, question, members, input_texts(inputs), watched)
+    step = merged(stage, question, members, input_texts(inputs), ask_watched)
     record(run, step, stage_files(stage)[None])
     return step
 

@@ -16,7 +16,7 @@ from llm_core.dataset import Item
 from llm_core.dataset_results import DatasetResults
 from llm_core.errors import ContextOverflow, GenerationTimeout, GgufFlowError, InputError, ModelCrashed
 from llm_core.plan import Call, StagePlan
-from llm_core.session import StepRecord
+from llm_core.session_records import StepRecord
 from llm_core.step_log import ItemStep, StepLog
 from tasks.record import artifact_key
 from tasks.run import Run, progress

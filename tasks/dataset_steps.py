@@ -9,7 +9,7 @@ from llm_core.dataset import Item
 from llm_core.dataset_results import step_names
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import check_question
-from llm_core.session import StepRecord
+from llm_core.session_records import StepRecord
 from tasks.aggregate import merged, synthesis_threads
 from tasks.dataset_run import DatasetRun, Pass, StepSummary
 from tasks.generate import ask, input_texts, member_answer

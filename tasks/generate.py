@@ -12,11 +12,13 @@ from llm_core.errors import ModelCrashed
 from llm_core.generation import GenerateRequest
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import chat, stage_output, user_message
-from llm_core.session import StepRecord, step_files
+from llm_core.session import step_files
+from llm_core.session_records import StepRecord
 from llm_core.worker import OnToken
 from tasks.preflight import Admission
 from tasks.record import record
-from tasks.run import Run, progress
+from tasks.run import Run
+from tasks.watched import Watched
 
 
 def crashed(task: Any, task_run: Any, state: Any) -> bool:
@@ -45,14 +47,10 @@ def generate(
         admission: of this stage's preflight.
         inputs: the last step of each stage that this one reads.
     """
-    watcher, step = progress.get(), f"{stage.id}: {call.member}"
-    watcher.begin(step, call.model)
-    answer = member_answer(
-        run, stage, call, question, admission, input_texts(inputs), lambda _, n: watcher.token(step, n)
-    )
-    for note in answer.degraded:
-        watcher.say(note)
-    watcher.end(step, answer)
+    step = f"{stage.id}: {call.member}"
+    watched = Watched(run, stage, call, step)
+    answer = member_answer(run, stage, call, question, admission, input_texts(inputs), watched.token)
+    watched.end(answer)
     record(run, answer, stage_files(stage)[call.member])
     return answer
 

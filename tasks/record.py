@@ -5,7 +5,7 @@ import threading
 from prefect.artifacts import create_markdown_artifact
 from slugify import slugify
 
-from llm_core.session import StepRecord
+from llm_core.session_records import StepRecord
 from tasks.run import Run
 
 _one_writer = threading.Lock()
@@ -15,7 +15,7 @@ def record(run: Run, step: StepRecord, file_name: str) -> None:
     """Save `step`, then show it as a markdown artifact of the task run that made it."""
     with _one_writer:
         run.session.add(step, file_name)
-    key = artifact_key(run.plan.pipeline, step.stage, step.member or "aggregation")
+    key = artifact_key(run.plan.pipeline, step.stage, step.member or step.kind)
     create_markdown_artifact(key=key, markdown=step_markdown(step), description=step.id)
 
 

@@ -9,7 +9,8 @@ from llm_core.memory import MemoryEstimates, ModelNeed
 from llm_core.plan import Plan, StagePlan
 from llm_core.pool_protocol import Pool
 from llm_core.residency import Residency, StageResidency
-from llm_core.session import Session, StepRecord
+from llm_core.session import Session
+from llm_core.session_records import StepRecord
 
 
 class Progress(Protocol):
@@ -22,6 +23,7 @@ class Progress(Protocol):
     def item(self, step: str, n_tokens: int, failed: bool) -> None: ...
     def end_items(self, step: str) -> None: ...
     def say(self, line: str) -> None: ...
+    def approve(self, stage: str, text: str) -> str | None: ...
 
 
 class Silent:
@@ -34,6 +36,9 @@ class Silent:
     def item(self, step: str, n_tokens: int, failed: bool) -> None: ...
     def end_items(self, step: str) -> None: ...
     def say(self, line: str) -> None: ...
+    def approve(self, stage: str, text: str) -> str | None:
+        """`text` as a person wants it; `None`: nobody is here to ask."""
+        return None
 
 
 progress: ContextVar[Progress] = ContextVar("progress", default=Silent())  # noqa: B039  it holds no state

@@ -12,7 +12,8 @@ import pytest
 
 from llm_core.atomic_write import write_whole
 from llm_core.errors import SessionError
-from llm_core.session import Session, StepRecord, check_writable, list_sessions, load_session, load_steps, step_files
+from llm_core.session import Session, check_writable, list_sessions, load_session, load_steps, step_files
+from llm_core.session_records import StepRecord
 from tests.conftest import REPOSITORY
 
 
@@ -73,7 +74,7 @@ def test_twenty_threads_take_twenty_numbers(tmp_path: Path) -> None:
 
 def test_processes_at_once_take_numbers_of_their_own(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from llm_core.session import Session; sys.stdin.read()\n"
+        "import sys, pathlib; from llm_core.session import Session; sys.stdin.read\n"
         "for n in range(10):\n"
         "    Session.create(pathlib.Path(sys.argv[1]), pipeline='p', question='q', execution_mode='auto', snapshot={})"
     )
@@ -87,12 +88,12 @@ def test_processes_at_once_take_numbers_of_their_own(tmp_path: Path) -> None:
 
 
 def test_session_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    session = create(tmp_path, "Où? 🙂", flow_run_id="run-1", parent="session_000")
+    session = create(tmp_path, "Où? 🙂", flow_run_id="run-1")
     session.add(step("draft"), "step1.json")
     session.complete("Here.")
     loaded = load_session(tmp_path, "session_001")
     assert loaded == session.record
-    assert (loaded.question, loaded.parent, loaded.flow_run_id) == ("Où? 🙂", "session_000", "run-1")
+    assert (loaded.question, loaded.parent, loaded.flow_run_id) == ("Où? 🙂", None, "run-1")
     assert (loaded.status, loaded.files) == ("completed", {"1 draft: m0": "step1.json"})
     assert (session.path / "final.txt").read_text() == "Here.\n"
 

@@ -1,0 +1,116 @@
+"""What a session's files hold: one record per run, one per step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = 1
+Status = Literal["running", "suspended", "completed", "failed", "cancelled"]
+"""`suspended`: waits for a person, without a process."""
+
+
+class StepRecord(BaseModel):
+    """One answer: of a model, or of an aggregation. Saved as `step3_<model>.json`; durations in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = FORMAT
+    id: str
+    """Unique in its session: `3 panel: mistral`."""
+    number: int
+    """Position of the stage in the order of execution, from 1."""
+    position: int = 0
+    """Place of the member in its stage; an aggregation comes after all of them, and an approval last."""
+    stage: str
+    kind: Literal["answer", "aggregation", "approval"] = "answer"
+    member: str | None = None
+    model: str | None = None
+    """The model that answered; `None` for an aggregation that needs none."""
+    text: str
+    output: str | None = None
+    """What later stages read, by the stage's `output_mode`; `None` for one member of several."""
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    system_prompt: str | None = None
+    build: str | None = None
+    """Of llama.cpp."""
+    prompt: str | None = None
+    parameters: dict[str, Any] = {}
+    seed: int | None = None
+    prompt_tokens: int | None = None
+    cached_prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    load_s: float | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    tokens_per_s: float | None = None
+    peak_rss_bytes: int | None = None
+    peak_vram_bytes: int | None = None
+    degraded: tuple[str, ...] = ()
+    """What had to be given up for want of memory."""
+    started: datetime
+    ended: datetime
+    aggregation: dict[str, Any] | None = None
+    """Kind, candidates, and evidence such as the counts of a vote."""
+    edited: bool | None = None
+    """Of an approval: whether the person changed the answer."""
+
+
+class DatasetRef(BaseModel):
+    """The dataset that a session went through, instead of one question."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    sha256: str
+    n_items: int
+    output: Path | None = None
+    """Where the results go; `None`: into the session."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where a child session leaves its parent."""
+
+    parent: str
+    parent_flow_run_id: str | None
+    from_stage: str
+    changed: tuple[str, ...]
+    """As given: `draft.temperature=0.2`."""
+    folder: Path
+    """The parent's."""
+    carried: Mapping[str, str]
+    """File name by step id, of the steps that the child takes over byte for byte."""
+
+
+class SessionRecord(BaseModel):
+    """`session.json`: who asked what, and how it ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = FORMAT
+    id: str
+    parent: str | None = None
+    from_stage: str | None = None
+    """The first stage that was run again; the others are the parent's."""
+    changed: tuple[str, ...] = ()
+    """What differs from the parent, as it was given."""
+    reused: tuple[str, ...] = ()
+    """Steps that were not run again: their files are the parent's, byte for byte."""
+    status: Status = "running"
+    pipeline: str
+    question: str
+    execution_mode: str
+    dataset: DatasetRef | None = None
+    flow_run_id: str | None = None
+    created: datetime
+    ended: datetime | None = None
+    error: str | None = None
+    degraded: tuple[str, ...] = ()
+    """What any step had to give up for want of memory."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """File name of each finished step, by step id, in order."""

@@ -1,0 +1,86 @@
+"""`config_snapshot.json` read again: the pipeline and the models of an earlier run, as they were."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from llm_core.documents import describe
+from llm_core.errors import ModelFileError, SessionError
+from llm_core.fingerprint import sha256
+from llm_core.gguf_file import GgufFile, read_gguf
+from llm_core.parameters import ModelParams
+from llm_core.pipeline import PipelineSpec
+from llm_core.registry import LocalModel, ModelEntry, ModelRegistry
+
+
+class _SavedModel(BaseModel):
+    file: Path
+    size_bytes: int
+    sha256: str
+    entry: ModelEntry
+
+
+class _SavedSnapshot(BaseModel):
+    pipeline: PipelineSpec
+    defaults: ModelParams = ModelParams()
+    models: dict[str, _SavedModel]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What an earlier run was made of."""
+
+    path: Path
+    spec: PipelineSpec
+    registry: ModelRegistry
+    """Entries and defaults as they were. A model whose file is gone is still there: steps that are kept name it."""
+    gone: dict[str, str]
+    """Models whose file cannot be read now, and why."""
+    models: dict[str, Any]
+    """What is written of each model."""
+
+    def check_models(self, names: set[str], cache: Path) -> None:
+        """Refuse where a model that is to run again is gone or is another file by now.
+
+        Raises:
+            SessionError: names each of them.
+        """
+        problems = []
+        for name in sorted(names & set(self.models)):
+            path = self.registry.available[name].path
+            if name in self.gone:
+                problems.append(f"model '{name}' is gone ({self.gone[name]})")
+            elif sha256(path, cache) != self.models[name]["sha256"]:
+                problems.append(f"model '{name}' has changed ({path})")
+        if problems:
+            raise SessionError(f"since {self.path.parent.name}: {'; '.join(problems)}; choose another with --model")
+
+
+def load_snapshot(folder: Path, session_id: str) -> Snapshot:
+    """The snapshot of a session.
+
+    Raises:
+        SessionError: it cannot be read.
+    """
+    path = folder / session_id / "config_snapshot.json"
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        saved = _SavedSnapshot.model_validate(written)
+    except OSError as error:
+        raise SessionError(f"{path}: {error.strerror or error}") from None
+    except ValidationError as error:
+        raise SessionError(f"{path}: damaged: {describe(error)}") from None
+    except ValueError as error:
+        raise SessionError(f"{path}: damaged: {error}") from None
+    registry = ModelRegistry(path, path.parent, saved.defaults)
+    gone: dict[str, str] = {}
+    for name, model in saved.models.items():
+        try:
+            gguf = read_gguf(model.file)
+        except ModelFileError as error:
+            gguf, gone[name] = GgufFile(model.file, model.size_bytes, {}, ()), str(error)
+        registry.available[name] = LocalModel(name, model.entry, gguf)
+    return Snapshot(path, saved.pipeline, registry, gone, written["models"])
