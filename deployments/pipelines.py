@@ -1,23 +1,23 @@
-"""One deployment per pipeline of pipeline.yaml, and one for datasets."""
+"""One deployment per pipeline of pipeline.yaml, and those of gguf-flow's own flows."""
 
 from typing import Any
 
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron, Interval, Schedule
 
-from llm_core.pipeline import PipelineSpec
+from llm_core.pipeline import RESERVED, PipelineSpec
 from llm_core.schedule import ScheduleSpec
 
 TAG = "gguf-flow"
 
 
 def deployments(pipelines: dict[str, PipelineSpec]) -> list[RunnerDeployment]:
-    """Of the pipelines by name, each under its flow's name, and of `batch`.
+    """Of the pipelines by name, each under its flow's name, and of `manual`, `rerun` and `batch`.
 
     The entrypoints are modules, so that a run finds them from any folder.
     """
     made = [_of_pipeline(name, spec) for name, spec in pipelines.items()]
-    return [*made, _deployment("flows.batch.batch", "batch", [TAG])]
+    return [*made, *(_deployment(f"flows.{name}.{name}", name, [TAG]) for name in RESERVED)]
 
 
 def _of_pipeline(name: str, spec: PipelineSpec) -> RunnerDeployment:

@@ -21,7 +21,7 @@ START_S = 90.0
 STOP_S = 10.0
 """How long a process may take to end by itself."""
 SETTLED_S = 5.0
-"""A host that ends sooner after its start would end again and again."""
+"""What ends sooner after its start would end again and again."""
 PREFECT_PORT = 4200
 
 
@@ -48,8 +48,7 @@ def prefect_server(say: Callable[[str], None]) -> Iterator[str]:
             raise InputError(f"port {port} is taken, and by no Prefect server; set PREFECT_SERVER_API_PORT")
     say("starting a Prefect server")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with _process(command):
-        _wait_for(lambda: _answers(f"{url}/health"), "the Prefect server")
+    with _kept(command, "the Prefect server", say, lambda: _answers(f"{url}/health"), quiet=True):
         os.environ["PREFECT_API_URL"] = url
         yield url
         del os.environ["PREFECT_API_URL"]
@@ -64,33 +63,48 @@ def model_host(settings: Settings, say: Callable[[str], None]) -> Iterator[str]:
     """
     if running := read_address(settings.cache_folder):
         raise InputError(f"a model host runs already: process {running.pid} at {running.url}; stop it first")
-    stop = threading.Event()
-    keeper = threading.Thread(target=_keep_host, args=(stop, say), name="model-host", daemon=True)
-    keeper.start()
-    try:
-        _wait_for(lambda: read_address(settings.cache_folder) is not None or not keeper.is_alive(), "the model host")
+    command = [sys.executable, "-m", "flows", "host"]
+    with _kept(command, "the model host", say, lambda: read_address(settings.cache_folder) is not None, quiet=False):
         address = read_address(settings.cache_folder)
         if address is None:
-            raise GgufFlowError("the model host did not start; its own message stands above")
+            raise GgufFlowError("the model host ended at once")
         yield address.url
+
+
+@contextmanager
+def _kept(
+    command: list[str], what: str, say: Callable[[str], None], ready: Callable[[], bool], *, quiet: bool
+) -> Iterator[None]:
+    """A child that is started again when it dies, for as long as the block lasts; entered when it is `ready`."""
+    stop = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(command, what, say, stop, quiet), name=what, daemon=True)
+    keeper.start()
+    try:
+        deadline = time.monotonic() + START_S
+        while not ready():
+            if not keeper.is_alive():
+                raise GgufFlowError(f"{what} did not start" + ("" if quiet else "; its own message stands above"))
+            if time.monotonic() > deadline:
+                raise GgufFlowError(f"{what} did not answer within {START_S:.0f} s")
+            time.sleep(0.2)
+        yield
     finally:
         stop.set()
         keeper.join()
 
 
-def _keep_host(stop: threading.Event, say: Callable[[str], None]) -> None:
-    command = [sys.executable, "-m", "flows", "host"]
+def _keep(command: list[str], what: str, say: Callable[[str], None], stop: threading.Event, quiet: bool) -> None:
     while not stop.is_set():
         started = time.monotonic()
-        with _process(command, quiet=False) as host:
-            while host.poll() is None and not stop.wait(0.2):
+        with _process(command, quiet=quiet) as child:
+            while child.poll() is None and not stop.wait(0.2):
                 pass
         if stop.is_set():
             return
         if time.monotonic() - started < SETTLED_S:
-            say(f"the model host ended within {SETTLED_S:.0f} s of its start and stays down; start serve anew")
+            say(f"{what} ended within {SETTLED_S:.0f} s of its start and stays down; start serve anew")
             return
-        say("the model host died and is started again; runs that were using it are retried")
+        say(f"{what} died and is started again; runs that were using it are retried")
 
 
 @contextmanager
@@ -114,11 +128,3 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=2).is_success
     except httpx.HTTPError:
         return False
-
-
-def _wait_for(ready: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + START_S
-    while not ready():
-        if time.monotonic() > deadline:
-            raise GgufFlowError(f"{what} did not answer within {START_S:.0f} s")
-        time.sleep(0.2)

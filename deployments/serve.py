@@ -2,27 +2,31 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deployments.processes import model_host, prefect_server
+from llm_core.documents import load_document
 from llm_core.errors import GgufFlowError
 from llm_core.pipeline import PipelineSpec, load_valid_pipelines
 from llm_core.plan import make_plan
-from llm_core.registry import load_registry
+from llm_core.registry import ModelsDocument, load_registry, models_directory
 from llm_core.settings import Settings
 
 if TYPE_CHECKING:
     from prefect.runner import Runner
 
 POLL_S = 1.0
-"""Between two looks for runs that are due, and for changes of pipeline.yaml."""
+"""Between two looks for runs that are due, and for changes of the files."""
+HEARTBEAT_S = 30
+"""Between two signs of life of a flow run: the least that Prefect takes."""
 
 Say = Callable[[str], None]
-Stamp = tuple[int, int] | None
-"""Time and size of a file; `None`: there is none."""
+Stamps = dict[Path, tuple[int, int] | None]
+"""Time and size of each file that is followed; `None`: there is none."""
 
 
 def serve(settings: Settings, say: Say) -> None:
@@ -31,7 +35,8 @@ def serve(settings: Settings, say: Say) -> None:
     Raises:
         GgufFlowError: it cannot start; one line says why.
     """
-    seen = _stamp(settings.pipeline_file)
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_S))
+    seen = _stamps(settings)
     pipelines = served_pipelines(settings, say)
     with prefect_server(say) as api, model_host(settings, say):
         say(f"Prefect UI: {api.removesuffix('/api')}")
@@ -56,9 +61,12 @@ def served_pipelines(settings: Settings, say: Say) -> dict[str, PipelineSpec]:
     return pipelines
 
 
-async def _serve(settings: Settings, pipelines: dict[str, PipelineSpec], seen: Stamp, say: Say) -> None:
+async def _serve(settings: Settings, pipelines: dict[str, PipelineSpec], seen: Stamps, say: Say) -> None:
     from prefect.runner import Runner
 
+    from deployments.crash_watch import watch_for_crashes
+
+    await watch_for_crashes()
     runner = Runner(name="gguf-flow", query_seconds=POLL_S, pause_on_shutdown=False)
     await _deploy(runner, pipelines, say)
     tasks = [asyncio.create_task(runner.start()), asyncio.create_task(_follow(settings, runner, seen, say))]
@@ -84,26 +92,35 @@ async def _deploy(runner: "Runner", pipelines: dict[str, PipelineSpec], say: Say
         say(f"serving {deployment.flow_name}/{deployment.name}{when}")
 
 
-async def _follow(settings: Settings, runner: "Runner", seen: Stamp, say: Say) -> None:
-    """Serve what pipeline.yaml says after each change; a wrong edit is said, and changes nothing.
+async def _follow(settings: Settings, runner: "Runner", seen: Stamps, say: Say) -> None:
+    """Serve what the files say after each change; a wrong edit is said, and changes nothing.
 
     Args:
-        seen: the file as it was when it was read for what is served now.
+        seen: the files as they were when they were read for what is served now.
     """
-    path = settings.pipeline_file
     while True:
         await asyncio.sleep(POLL_S)
-        if _stamp(path) == seen:
+        now = await asyncio.to_thread(_stamps, settings)
+        changed = [str(path) for path, stamp in now.items() if seen.get(path) != stamp]
+        seen = now
+        if not changed:
             continue
-        seen = _stamp(path)
-        say(f"{path} has changed")
+        say(f"{', '.join(changed)} changed")
         try:
             await _deploy(runner, await asyncio.to_thread(served_pipelines, settings, say), say)
         except GgufFlowError as error:
             say(f"{error}; what was served before still is")
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamps(settings: Settings) -> Stamps:
+    """Of both files, and of the models folder: a model that comes or goes changes what the form of `manual` offers."""
+    paths = [settings.pipeline_file, settings.models_file]
+    with contextlib.suppress(GgufFlowError):  # said when it is read
+        paths.append(models_directory(load_document(settings.models_file, ModelsDocument), settings))
+    return {path: _stamp(path) for path in paths}
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         return path.stat().st_mtime_ns, path.stat().st_size
     except OSError:

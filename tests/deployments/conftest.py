@@ -1,0 +1,56 @@
+"""One `gguf-flow serve` for all tests of this folder."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llm_core.host_address import read_address
+from tests.conftest import Project
+from tests.deployments.served import Served, free_port
+
+MODELS = """
+models:
+  small: {file: small.gguf, overrides: {n_ctx: 512, max_tokens: 8, temperature: 0.5}}
+  other: {file: small.gguf, overrides: {n_ctx: 512, max_tokens: 8, temperature: 0.9}}
+  gone: {file: gone.gguf}
+"""
+PIPELINES = """
+base_pipeline:
+  stages:
+    - {id: draft, model: small}
+    - {id: panel, models: [small, other], aggregation: concat}
+    - {id: final, model: small}
+pipelines:
+  absent: {stages: [{id: a, model: gone}]}
+  every-second:
+    schedule: {interval_s: 2, parameters: {question: 'What is ice?'}, active: false}
+    stages: [{id: a, model: small}]
+  fragile:
+    retries: 0
+    stages:
+      - {id: draft, model: small}
+      # Any token is as likely as any other here, so hardly ever the one that ends the answer.
+      - {id: final, model: small, generation: {max_tokens: 440, temperature: 5, top_k: 0, top_p: 1, min_p: 0}}
+  approved: {stages: [{id: draft, model: small, approve: true}, {id: final, model: small}]}
+  wrong: {stages: [{id: a, model: small, aggregatoin: concat}]}
+"""
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Iterator[Served]:
+    project = Project(tmp_path_factory.mktemp("serve"))
+    for name in ("config", "models", "sessions"):
+        (project.path / name).mkdir()
+    project.models(MODELS)
+    project.pipeline(PIPELINES)
+    project.link_model(smollm, "small.gguf")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GGUF_FLOW_CACHE_DIR", str(project.path / "cache"))
+        served = Served(project, free_port())
+        served.wait_for(lambda: "serving batch/batch" in served.said)
+        yield served
+        assert served.stop(signal.SIGINT) == []
+        assert served.process.returncode == 0
+        assert read_address(project.path / "cache") is None
