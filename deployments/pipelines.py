@@ -27,7 +27,8 @@ def _of_pipeline(name: str, spec: PipelineSpec) -> RunnerDeployment:
 
 
 def _deployment(entrypoint: str, name: str, tags: list[str], **options: Any) -> RunnerDeployment:
-    return RunnerDeployment.from_entrypoint(entrypoint, name=name, tags=tags, **options)
+    # Not paused: the last `serve` has paused what it served when it went.
+    return RunnerDeployment.from_entrypoint(entrypoint, name=name, tags=tags, paused=False, **options)
 
 
 def _schedule(spec: ScheduleSpec) -> Schedule:

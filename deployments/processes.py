@@ -63,7 +63,7 @@ def model_host(settings: Settings, say: Callable[[str], None]) -> Iterator[str]:
     """
     if running := read_address(settings.cache_folder):
         raise InputError(f"a model host runs already: process {running.pid} at {running.url}; stop it first")
-    command = [sys.executable, "-m", "flows", "host"]
+    command = [sys.executable, "-m", "flows", "host", "--with-parent"]
     with _kept(command, "the model host", say, lambda: read_address(settings.cache_folder) is not None, quiet=False):
         address = read_address(settings.cache_folder)
         if address is None:

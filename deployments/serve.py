@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,20 +38,28 @@ def serve(settings: Settings, say: Say) -> None:
     """
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_S))
     seen = _stamps(settings)
-    pipelines = served_pipelines(settings, say)
+    written = read_pipelines(settings, say)
     with prefect_server(say) as api, model_host(settings, say):
         say(f"Prefect UI: {api.removesuffix('/api')}")
-        asyncio.run(_serve(settings, pipelines, seen, say))
+        asyncio.run(_serve(settings, written, seen, say))
         say("stopping")
 
 
-def served_pipelines(settings: Settings, say: Say) -> dict[str, PipelineSpec]:
-    """The pipelines that can be served; what is wrong with the others is said, a line each.
+@dataclass(frozen=True)
+class Written:
+    """What pipeline.yaml says now: the pipelines that can be served, and the names of those that are wrong."""
+
+    right: dict[str, PipelineSpec]
+    wrong: frozenset[str] = frozenset()
+
+
+def read_pipelines(settings: Settings, say: Say) -> Written:
+    """The pipelines of pipeline.yaml; what is wrong with them is said, a line each.
 
     One whose models are not here is served all the same: they may come, and its runs say what is missing.
     """
     pipelines, problems = load_valid_pipelines(settings.pipeline_file)
-    for problem in problems:
+    for problem in problems.values():
         say(problem)
     registry = load_registry(settings)
     for name, spec in pipelines.items():
@@ -58,18 +67,21 @@ def served_pipelines(settings: Settings, say: Say) -> dict[str, PipelineSpec]:
             make_plan(spec, registry, source=settings.pipeline_file)
         except GgufFlowError as error:
             say(f"{name} cannot run yet: {error}")
-    return pipelines
+    return Written(pipelines, frozenset(problems))
 
 
-async def _serve(settings: Settings, pipelines: dict[str, PipelineSpec], seen: Stamps, say: Say) -> None:
+async def _serve(settings: Settings, written: Written, seen: Stamps, say: Say) -> None:
     from prefect.runner import Runner
 
     from deployments.crash_watch import watch_for_crashes
+    from deployments.quiet_logs import without_tracebacks
 
+    without_tracebacks()
     await watch_for_crashes()
-    runner = Runner(name="gguf-flow", query_seconds=POLL_S, pause_on_shutdown=False)
-    await _deploy(runner, pipelines, say)
-    tasks = [asyncio.create_task(runner.start()), asyncio.create_task(_follow(settings, runner, seen, say))]
+    runner = Runner(name="gguf-flow", query_seconds=POLL_S)  # on shutdown it pauses the schedules: no runs pile up
+    await _deploy(runner, written, frozenset(), say)
+    follow = _follow(settings, runner, seen, written, say)
+    tasks = [asyncio.create_task(runner.start()), asyncio.create_task(follow)]
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGINT, signal.SIGTERM):
@@ -83,21 +95,31 @@ async def _serve(settings: Settings, pipelines: dict[str, PipelineSpec], seen: S
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _deploy(runner: "Runner", pipelines: dict[str, PipelineSpec], say: Say) -> None:
+async def _deploy(runner: "Runner", written: Written, before: frozenset[str], say: Say) -> None:
+    """Serve every pipeline that is right; one of `before` that stands in the file no more goes."""
+    from prefect.client.orchestration import get_client
+
     from deployments.pipelines import deployments
 
-    for deployment in deployments(pipelines):
+    async with get_client() as client:
+        for name in sorted(before - set(written.right) - written.wrong):
+            gone = await client.read_deployment_by_name(f"{name}/{name}")
+            await client.delete_deployment(gone.id)
+            say(f"{name} is served no more")
+    for deployment in deployments(written.right):
         await runner.aadd_deployment(deployment)
         when = f", {len(deployment.schedules)} schedule" if deployment.schedules else ""
         say(f"serving {deployment.flow_name}/{deployment.name}{when}")
 
 
-async def _follow(settings: Settings, runner: "Runner", seen: Stamps, say: Say) -> None:
+async def _follow(settings: Settings, runner: "Runner", seen: Stamps, written: Written, say: Say) -> None:
     """Serve what the files say after each change; a wrong edit is said, and changes nothing.
 
     Args:
         seen: the files as they were when they were read for what is served now.
+        written: what was read.
     """
+    served = frozenset(written.right)
     while True:
         await asyncio.sleep(POLL_S)
         now = await asyncio.to_thread(_stamps, settings)
@@ -107,9 +129,12 @@ async def _follow(settings: Settings, runner: "Runner", seen: Stamps, say: Say) 
             continue
         say(f"{', '.join(changed)} changed")
         try:
-            await _deploy(runner, await asyncio.to_thread(served_pipelines, settings, say), say)
+            written = await asyncio.to_thread(read_pipelines, settings, say)
+            await _deploy(runner, written, served, say)
         except GgufFlowError as error:
             say(f"{error}; what was served before still is")
+        else:
+            served = frozenset(written.right) | (served & written.wrong)
 
 
 def _stamps(settings: Settings) -> Stamps:

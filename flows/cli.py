@@ -220,7 +220,12 @@ def _print_plan(spec: PipelineSpec, settings: Settings) -> None:
 
 
 @app.command
-def host(*, bind: str | None = None, port: int | None = None) -> None:
+def host(
+    *,
+    bind: str | None = None,
+    port: int | None = None,
+    with_parent: Annotated[bool, Parameter(negative=(), show=False)] = False,
+) -> None:
     """Keep models loaded between runs, behind an OpenAI-compatible API. Ctrl-C unloads them.
 
     Parameters
@@ -229,13 +234,15 @@ def host(*, bind: str | None = None, port: int | None = None) -> None:
         The address to listen on; other than loopback only with a token of your own in GGUF_FLOW_HOST_TOKEN.
     port
         0 takes a free one.
+    with_parent
+        Stop when the process that started this one has gone; `serve` asks for it.
     """
     from llm_core.host_process import serve_models
 
     settings = Settings()
     where = settings.host_bind if bind is None else bind, settings.host_port if port is None else port
     load_registry(settings)
-    serve_models(settings, *where, say)
+    serve_models(settings, *where, say, with_parent=with_parent)
 
 
 def main() -> None:

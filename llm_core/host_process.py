@@ -2,7 +2,10 @@
 
 import ipaddress
 import os
+import signal
 import socket
+import threading
+import time
 from collections.abc import Callable
 
 import uvicorn
@@ -18,17 +21,22 @@ from llm_core.memory import MemoryEstimates
 from llm_core.settings import Settings
 
 
-def serve_models(settings: Settings, bind: str, port: int, say: Callable[[str], None]) -> None:
+def serve_models(
+    settings: Settings, bind: str, port: int, say: Callable[[str], None], *, with_parent: bool = False
+) -> None:
     """Run the host; returns when it has been told to stop (SIGINT, SIGTERM) and every model is unloaded.
 
     Args:
         port: 0 takes a free one.
         say: told, in lines for people, where it answers and whom it waits for.
+        with_parent: stop, too, when the process that started this one has gone, however it went.
 
     Raises:
         InputError: the port is taken, or the address cannot be bound to.
         ConfigError: it would be reachable from elsewhere with a token that nobody has chosen.
     """
+    if with_parent:
+        threading.Thread(target=_stop_without, args=(os.getppid(),), name="parent", daemon=True).start()
     _check_reach(bind)
     token = host_token(settings.cache_folder)
     listener = _listen(bind, port)
@@ -44,6 +52,12 @@ def serve_models(settings: Settings, bind: str, port: int, say: Callable[[str], 
         finally:
             take_down_address(settings.cache_folder)
             pool.close()
+
+
+def _stop_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _check_reach(bind: str) -> None:

@@ -241,15 +241,15 @@ def load_pipelines(path: Path) -> dict[str, PipelineSpec]:
     return load_document(path, PipelinesDocument).by_name()
 
 
-def load_valid_pipelines(path: Path) -> tuple[dict[str, PipelineSpec], list[str]]:
-    """The pipelines of pipeline.yaml that are right, by name, and a line for each that is not.
+def load_valid_pipelines(path: Path) -> tuple[dict[str, PipelineSpec], dict[str, str]]:
+    """The pipelines of pipeline.yaml that are right, and a line for each that is not; both by name.
 
     Raises:
         ConfigError: the file as a whole cannot be read.
     """
     document = load_document(path, _AnyPipelines)
     found: dict[str, PipelineSpec] = {}
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     base = {BASE: ("base_pipeline", document.base_pipeline)} if document.base_pipeline is not None else {}
     for name, (key, written) in (
         base | {n: (f"pipelines.{n}", w) for n, w in (document.pipelines or {}).items()}
@@ -259,7 +259,7 @@ def load_valid_pipelines(path: Path) -> tuple[dict[str, PipelineSpec], list[str]
                 raise ConfigError(f"{path}: {key}: this name is taken by gguf-flow itself")
             found[name] = validate(written, PipelineSpec, f"{path}: {key}").model_copy(update={"name": name})
         except ConfigError as error:
-            problems.append(str(error))
+            problems[name] = str(error)
     return found, problems
 
 

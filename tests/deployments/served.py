@@ -49,6 +49,13 @@ class Served:
             time.sleep(0.2)
         return value
 
+    def answers(self) -> bool:
+        """Whether the Prefect server does."""
+        try:
+            return self.api.get("/health").is_success
+        except httpx.HTTPError:
+            return False
+
     def run(self, name: str, **parameters: Any) -> dict[str, Any]:
         """Ask for a run as the UI does; returns it when it has ended."""
         return self.ended(self.start(name, **parameters))

@@ -6,14 +6,16 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import httpx
 import psutil
 
 from llm_core.host_address import read_address
 from tests.conftest import REPOSITORY, Project
-from tests.deployments.conftest import PIPELINES
-from tests.deployments.served import Served
+from tests.deployments.conftest import MODELS, PIPELINES
+from tests.deployments.served import Served, free_port
 
 
 def test_pipelines_that_are_right_are_served_and_the_wrong_one_is_named(served: Served) -> None:
@@ -53,6 +55,34 @@ def test_dataset_is_a_deployment_too(served: Served) -> None:
     assert run["state_type"] == "COMPLETED", served.said
 
 
+def test_cron_fires_within_its_minute(served: Served) -> None:
+    tick = """  tick:
+    schedule: {cron: '* * * * *', parameters: {question: 'What is ice?'}}
+    stages: [{id: a, model: small}]
+"""
+    served.project.pipeline(PIPELINES + tick)
+    try:
+        served.wait_for(lambda: "serving tick/tick, 1 schedule" in served.said)
+        wanted = {
+            "deployments": {"name": {"any_": ["tick"]}},
+            "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
+        }
+        (run, *_) = served.wait_for(lambda: served.api.post("/flow_runs/filter", json=wanted).json())
+    finally:
+        served.project.pipeline(PIPELINES)
+    assert run["auto_scheduled"]
+    assert run["parameters"] == {"question": "What is ice?"}
+    expected, started = (datetime.fromisoformat(run[name]) for name in ("expected_start_time", "start_time"))
+    assert expected.second == 0
+    assert started - expected < timedelta(seconds=60)
+
+
+def test_pipeline_that_is_taken_out_of_the_file_is_served_no_more(served: Served) -> None:
+    served.wait_for(lambda: "tick is served no more" in served.said)
+    gone = served.api.get("/deployments/name/tick/tick")
+    assert gone.status_code == 404
+
+
 def test_edited_file_is_served_and_a_wrong_edit_is_said(served: Served) -> None:
     served.project.pipeline(PIPELINES.replace("id: final", "id: last"))
     served.wait_for(lambda: "pipeline.yaml changed" in served.said)
@@ -71,6 +101,16 @@ def test_host_that_is_killed_is_started_again_and_the_next_run_works(served: Ser
     os.kill(address.pid, signal.SIGKILL)
     served.wait_for(lambda: "the model host died and is started again" in served.said)
     assert served.run("base", question="What is ice?")["state_type"] == "COMPLETED"
+
+
+def test_run_goes_on_when_the_prefect_server_is_killed_and_comes_back(served: Served) -> None:
+    run_id = begin_final(served)
+    server = next(p for p in psutil.Process(served.process.pid).children() if "prefect" in p.cmdline())
+    server.kill()
+    served.wait_for(lambda: "the Prefect server died and is started again" in served.said)
+    served.wait_for(served.answers)
+    run = served.ended(run_id)
+    assert run["state_type"] == "COMPLETED", served.said
 
 
 def begin_final(served: Served) -> str:
@@ -129,6 +169,33 @@ def test_second_serve_is_one_line(served: Served) -> None:
     )
     assert second.returncode == 2
     assert second.stderr.splitlines()[-1].startswith("gguf-flow: a model host runs already: process ")
+
+
+def test_serve_that_is_killed_takes_its_models_along_and_its_run_shows_as_crashed(
+    project: Project, smollm: Path
+) -> None:
+    project.models(MODELS)
+    project.pipeline(PIPELINES)
+    project.link_model(smollm, "small.gguf")
+    served = Served(project, free_port())
+    try:
+        served.wait_for(lambda: "serving batch/batch" in served.said)
+        run_id = begin_final(served)
+        below = psutil.Process(served.process.pid).children(recursive=True)
+        server = next(process for process in below if "prefect" in process.cmdline() and "server" in process.cmdline())
+        below.remove(server)  # it tells of the crash; the next `serve` uses it
+        flow_process = served.flow_process(run_id)
+        served.process.kill()
+        flow_process.kill()
+        served.process.wait()
+        assert psutil.wait_procs(below, timeout=15)[1] == []
+        while (run := served.api.get(f"/flow_runs/{run_id}").json())["state_name"] == "Running":
+            time.sleep(1)
+        assert run["state_name"] == "Crashed"
+        assert run["state"]["message"] == "no sign of life from its process for 90 s"
+    finally:
+        served.process.kill()
+        server.kill()
 
 
 def test_port_of_something_else_is_one_line(project: Project) -> None:
