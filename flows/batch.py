@@ -55,7 +55,11 @@ class BatchResult(BaseModel):
     steps: list[StepSummary]
 
 
-@flow(name="batch", description="Every question of a JSONL or CSV file through a pipeline, model by model.")
+@flow(
+    name="batch",
+    persist_result=True,
+    description="Every question of a JSONL or CSV file through a pipeline, model by model.",
+)
 async def batch(
     dataset: Path,
     pipeline: str = BASE,

@@ -11,7 +11,12 @@ from llm_core.settings import Settings
 
 
 # What is wrong is said in our own words: one line, with the key path.
-@flow(name=NAME, validate_parameters=False, description="A pipeline made for this run: stages, models, parameters.")
+@flow(
+    name=NAME,
+    persist_result=True,
+    validate_parameters=False,
+    description="A pipeline made for this run: stages, models, parameters.",
+)
 async def manual(
     question: str, pipeline: ManualPipeline, on_insufficient_memory: Literal["sequential", "fail"] = "sequential"
 ) -> Any:

@@ -28,7 +28,11 @@ def compile_flow(spec: PipelineSpec, settings: Settings | None = None) -> Flow[[
     Models and plan are looked up when a run starts, so that a flow can be compiled, served and scheduled without them.
     """
 
-    @flow(name=spec.name, description=spec.description or f"The '{spec.name}' pipeline of pipeline.yaml.")
+    @flow(
+        name=spec.name,
+        persist_result=True,
+        description=spec.description or f"The '{spec.name}' pipeline of pipeline.yaml.",
+    )
     async def pipeline(question: str) -> Any:
         chosen = settings or Settings()
         return await execute(spec, question, chosen, chosen.pipeline_file)

@@ -61,7 +61,12 @@ def stage_changes(changes: Changes) -> list[StageChange]:
 
 
 # What is wrong is said in our own words: one line, with the key path.
-@flow(name="rerun", validate_parameters=False, description="An earlier run again, from one of its stages on.")
+@flow(
+    name="rerun",
+    persist_result=True,
+    validate_parameters=False,
+    description="An earlier run again, from one of its stages on.",
+)
 async def rerun(session: str, from_stage: str, changes: list[StageChange] | None = None, times: int = 1) -> Any:
     """Run a stage of an earlier session again, with all that depends on it, into a session of its own.
 

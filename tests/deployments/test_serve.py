@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 import psutil
+from prefect.deployments import run_deployment
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from llm_core.host_address import read_address
 from tests.conftest import REPOSITORY, Project
@@ -40,6 +42,15 @@ def test_three_runs_in_a_row_load_the_model_once(served: Served) -> None:
         assert run["state_type"] == "COMPLETED", served.said
         counts.append(served.load_count() - before)
     assert counts[0] == counts[1] == counts[2] <= 1
+
+
+def test_other_programs_run_a_deployment_once_per_idempotency_key(served: Served) -> None:
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{served.port}/api"}):
+        asked = {"parameters": {"question": "What is ice?"}, "idempotency_key": "ticket-4711"}
+        first, second = (run_deployment("base/base", **asked) for _ in range(2))
+        assert first.id == second.id
+        result = first.state.result()
+    assert result.answer + "\n" == (served.session_of(str(first.id)) / "final.txt").read_text()
 
 
 def test_run_of_a_pipeline_whose_model_is_absent_says_so(served: Served) -> None:

@@ -156,7 +156,8 @@ async def test_each_step_the_timings_and_the_answer_are_artifacts(example_projec
     flow_run = await flow_run_of(result.session_id)
     async with get_client() as client:
         by_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id]))
-        artifacts = {artifact.key: artifact for artifact in await client.read_artifacts(artifact_filter=by_run)}
+        found = await client.read_artifacts(artifact_filter=by_run)
+    artifacts = {artifact.key: artifact for artifact in found if artifact.key}  # a result that Prefect keeps has none
     assert set(artifacts) == {
         "base-draft-smollm2",
         "base-critique-smollm2-plain",
