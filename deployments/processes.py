@@ -21,7 +21,10 @@ START_S = 90.0
 STOP_S = 10.0
 """How long a process may take to end by itself."""
 SETTLED_S = 5.0
-"""What ends sooner after its start would end again and again."""
+"""What ends sooner after its start may well end again and again."""
+MOST_QUICK_ENDS = 3
+REFUSED = 2
+"""Exit code of our own commands where a person has to mend something first."""
 PREFECT_PORT = 4200
 
 
@@ -94,6 +97,7 @@ def _kept(
 
 
 def _keep(command: list[str], what: str, say: Callable[[str], None], stop: threading.Event, quiet: bool) -> None:
+    quick_ends = 0
     while not stop.is_set():
         started = time.monotonic()
         with _process(command, quiet=quiet) as child:
@@ -101,8 +105,9 @@ def _keep(command: list[str], what: str, say: Callable[[str], None], stop: threa
                 pass
         if stop.is_set():
             return
-        if time.monotonic() - started < SETTLED_S:
-            say(f"{what} ended within {SETTLED_S:.0f} s of its start and stays down; start serve anew")
+        quick_ends = quick_ends + 1 if time.monotonic() - started < SETTLED_S else 0
+        if child.returncode == REFUSED or quick_ends == MOST_QUICK_ENDS:
+            say(f"{what} cannot stay up, and is not started again; start serve anew")
             return
         say(f"{what} died and is started again; runs that were using it are retried")
 

@@ -5,7 +5,6 @@
 
 import asyncio
 import hmac
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -13,15 +12,14 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
-from llm_core.call_params import LoadParams
 from llm_core.errors import GgufFlowError
-from llm_core.generation_events import generation_events
-from llm_core.host_messages import pack_error, unpack_call
+from llm_core.host_messages import pack_error
 from llm_core.host_models import HostModels
 from llm_core.openai_api import openai_error, openai_router
 from llm_core.pool import ModelPool
+from llm_core.pool_api import pool_router
 
 MOST_THREADS = 256
 """Answers under way at one time; each waits in a thread of its own."""
@@ -45,10 +43,10 @@ def make_app(pool: ModelPool, models: HostModels, token: str) -> FastAPI:
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise Unauthorized
 
-    running: dict[str, set[Callable[[], None]]] = {}
     app = FastAPI(title="gguf-flow model host", lifespan=lifespan, openapi_url=None)
     guarded = [Depends(authorized)]
     app.include_router(openai_router(pool, models), dependencies=guarded)
+    app.include_router(pool_router(pool), dependencies=guarded)
 
     @app.exception_handler(Unauthorized)
     async def unauthorized(request: Request, error: Exception) -> JSONResponse:
@@ -75,29 +73,6 @@ def make_app(pool: ModelPool, models: HostModels, token: str) -> FastAPI:
         unloaded = [await asyncio.to_thread(pool.unload, one) for one in loads]
         return JSONResponse({"unloaded": sum(unloaded), "in_use": len(unloaded) - sum(unloaded)})
 
-    @app.post("/pool/prefetch", dependencies=guarded)
-    def prefetch(body: dict[str, Any]) -> dict[str, str]:
-        pool.prefetch(LoadParams(**body["load"]), body["model"])
-        return {"status": "ok"}
-
-    @app.post("/pool/hold", dependencies=guarded)
-    async def hold(body: dict[str, Any]) -> StreamingResponse:
-        return StreamingResponse(_held(pool, LoadParams(**body["load"])), media_type="application/x-ndjson")
-
-    @app.post("/pool/end", dependencies=guarded)
-    async def end(body: dict[str, Any]) -> dict[str, str]:
-        for end_generation in tuple(running.pop(body["run"], ())):
-            end_generation()
-        return {"status": "ok"}
-
-    @app.post("/pool/generate", dependencies=guarded)
-    async def generate(body: dict[str, Any]) -> StreamingResponse:
-        wanted, model, request = unpack_call(body)
-        of_run = running.setdefault(body.get("run", ""), set())
-        events = generation_events(lambda on_token: pool.generate(wanted, model, request, on_token), of_run)
-        lines = (json.dumps(event) + "\n" async for event in events)
-        return StreamingResponse(lines, media_type="application/x-ndjson")
-
     return app
 
 
@@ -107,12 +82,3 @@ async def _answer(action: Callable[[], object]) -> JSONResponse:
     except GgufFlowError as error:
         return JSONResponse(pack_error(error), status_code=409)
     return JSONResponse({"status": "ok"})
-
-
-async def _held(pool: ModelPool, load: LoadParams) -> AsyncIterator[str]:
-    """Keeps `load` for as long as the client keeps the connection."""
-    with pool.hold(load):
-        yield "held\n"
-        while True:
-            await asyncio.sleep(5)
-            yield "held\n"  # finds out that the client has gone

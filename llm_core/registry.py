@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -146,5 +147,11 @@ def load_registry(settings: Settings) -> ModelRegistry:
         except ModelFileError as error:
             reason = str(error).removeprefix(f"{path}: ")
             registry.missing[name] = MissingModel(name, entry, path, reason)
-            logger.warning("model '%s' is left out: %s: %s", name, path, reason)
+            _warn(name, path, reason)
     return registry
+
+
+@cache
+def _warn(name: str, path: Path, reason: str) -> None:
+    """Once a process: the model host reads the registry for every request."""
+    logger.warning("model '%s' is left out: %s: %s", name, path, reason)

@@ -14,7 +14,9 @@ import psutil
 from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments.serve import read_pipelines
 from llm_core.host_address import read_address
+from llm_core.settings import Settings
 from tests.conftest import REPOSITORY, Project
 from tests.deployments.conftest import MODELS, PIPELINES
 from tests.deployments.served import Served, free_port
@@ -207,6 +209,31 @@ def test_serve_that_is_killed_takes_its_models_along_and_its_run_shows_as_crashe
     finally:
         served.process.kill()
         server.kill()
+
+
+def test_empty_models_folder_blocks_runs_but_not_serving(project: Project) -> None:
+    project.models(MODELS)
+    project.pipeline(PIPELINES)
+    said: list[str] = []
+    written = read_pipelines(Settings(), said.append)
+    assert list(written.right) == ["base", "absent", "every-second", "fragile", "approved"]
+    assert written.wrong == {"wrong"}
+    blocked = [line for line in said if " cannot run yet: " in line]
+    assert len(blocked) == 5
+    assert all("the file is missing" in line and "\n" not in line for line in blocked)
+
+
+def test_models_folder_that_is_not_there_is_one_line(project: Project) -> None:
+    project.models("models_directory: elsewhere\nmodels: {}")
+    project.pipeline(PIPELINES)
+    refused = subprocess.run(
+        [sys.executable, "-m", "deployments", "serve"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith(f"gguf-flow: models directory {project.path}/elsewhere does not")
 
 
 def test_port_of_something_else_is_one_line(project: Project) -> None:

@@ -1,9 +1,14 @@
 """A stage that a person approves, or edits, before the run goes on."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from prefect.settings import get_current_settings
 
 from flows.batch import batch
 from flows.pipeline import compile_flow
@@ -13,7 +18,7 @@ from llm_core.pipeline import load_pipeline
 from llm_core.session import load_session
 from llm_core.settings import Settings
 from tasks.run import Silent, progress
-from tests.conftest import Project
+from tests.conftest import REPOSITORY, Project
 from tests.flows.test_cli import assert_refused, gguf_flow
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -86,3 +91,44 @@ async def test_dataset_run_refuses_to_wait_for_a_person(waiting: Project) -> Non
 def test_run_that_could_ask_nobody_is_refused_before_it_starts(waiting: Project) -> None:
     assert_refused(gguf_flow("run", "What is ice?"), "has approve: true; run it in a terminal, or from the Prefect UI")
     assert list(waiting.sessions.glob("session_*")) == []
+
+
+def in_terminal(reply: bytes) -> tuple[int, str]:
+    """`gguf-flow run` in a terminal where a person types `reply` when asked; (exit code, what the screen showed)."""
+    mine, theirs = pty.openpty()
+    url = get_current_settings().api.url
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", "run", "What is ice?"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PREFECT_API_URL": str(url), "TERM": "dumb"},
+    )
+    os.close(theirs)
+    screen, typed = b"", False
+    try:
+        while chunk := os.read(mine, 65536):
+            screen += chunk
+            if b"go on with it" in screen and not typed:
+                typed = True
+                os.write(mine, reply)
+    except OSError:  # how Linux says that the other end of a terminal is closed
+        pass
+    os.close(mine)
+    return process.wait(timeout=60), screen.decode()
+
+
+def test_person_in_the_terminal_sees_the_answer_and_lets_it_go_on(waiting: Project) -> None:
+    code, screen = in_terminal(b"\n")
+    assert code == 0, screen
+    draft = json.loads((waiting.sessions / "session_001" / "step1.json").read_text())
+    assert draft["text"].split()[0] in screen
+    assert json.loads((waiting.sessions / "session_001" / "step1_approval.json").read_text())["edited"] is False
+
+
+def test_person_in_the_terminal_ends_the_run(waiting: Project) -> None:
+    code, screen = in_terminal(b"q\n")
+    assert code == 130, screen
+    assert load_session(waiting.sessions, "session_001").status == "cancelled"
+    assert not (waiting.sessions / "session_001" / "step2.json").exists()
