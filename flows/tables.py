@@ -1,6 +1,7 @@
 """Models and sessions as tables for the terminal."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.markup import escape
@@ -60,21 +61,21 @@ def status_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def sessions_table(sessions: list[SessionRecord | SessionError]) -> Table:
-    table = Table("session", "pipeline", "status", "when", "question", box=None, pad_edge=False, header_style="bold")
-    for session in sessions:
-        if isinstance(session, SessionError):
-            table.add_row("", "", "damaged", "", escape(str(session)), style="red")
-            continue
+def sessions_table(tree: Iterable[tuple[int, SessionRecord]], damaged: Iterable[SessionError]) -> Table:
+    """A row per session, a rerun indented under its parent with what was changed; the damaged ones last."""
+    columns = ("session", "pipeline", "status", "when", "took", "question")
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for depth, session in tree:
         when = session.created.astimezone().strftime("%Y-%m-%d %H:%M")
+        took = f"{(session.ended - session.created).total_seconds():.1f} s" if session.ended else ""
         question = " ".join(session.question.split())
-        table.add_row(
-            session.id,
-            escape(session.pipeline),
-            session.status,
-            when,
-            escape(question[:60] + "…" * (len(question) > 60)),
-        )
+        if session.from_stage:
+            question = ", ".join((f"from {session.from_stage}", *session.changed))
+        shown = escape(question[:60] + "…" * (len(question) > 60))
+        name = "  " * (depth - 1) + "└ " * (depth > 0) + session.id
+        table.add_row(name, escape(session.pipeline), session.status, when, took, shown)
+    for error in damaged:
+        table.add_row("", "", "damaged", "", "", escape(str(error)), style="red")
     return table
 
 

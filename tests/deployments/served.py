@@ -18,6 +18,16 @@ from tests.conftest import REPOSITORY, Project
 START_S = 120.0
 
 
+class Patient(httpx.HTTPTransport):
+    """Asks again while the server's database is busy, as Prefect's own client does."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        while (response := super().handle_request(request)).status_code == 503:
+            response.close()
+            time.sleep(1)
+        return response
+
+
 class Served:
     """A `serve` that runs, what it has said so far, and its Prefect API."""
 
@@ -35,7 +45,7 @@ class Served:
         with self.log.open("w") as log:
             command = [sys.executable, "-m", "deployments", "serve"]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=project.path, env=environment)
-        self.api = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=30)
+        self.api = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60, transport=Patient())
 
     @property
     def said(self) -> str:
@@ -64,9 +74,6 @@ class Served:
         deployment = self.api.get(f"/deployments/name/{name}/{name}").raise_for_status().json()
         path = f"/deployments/{deployment['id']}/create_flow_run"
         created = self.api.post(path, json={"parameters": parameters})
-        while created.status_code == 503:  # the database is busy; Prefect's own client asks again, too
-            time.sleep(1)
-            created = self.api.post(path, json={"parameters": parameters})
         return str(created.raise_for_status().json()["id"])
 
     def ended(self, run_id: str, timeout_s: float = START_S) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`gguf-flow serve` as a real process: a real Prefect server, a real model host, real runs."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -191,24 +192,27 @@ def test_serve_that_is_killed_takes_its_models_along_and_its_run_shows_as_crashe
     project.pipeline(PIPELINES)
     project.link_model(smollm, "small.gguf")
     served = Served(project, free_port())
+    below: list[psutil.Process] = []
     try:
         served.wait_for(lambda: "serving batch/batch" in served.said)
         run_id = begin_final(served)
         below = psutil.Process(served.process.pid).children(recursive=True)
         server = next(process for process in below if "prefect" in process.cmdline() and "server" in process.cmdline())
-        below.remove(server)  # it tells of the crash; the next `serve` uses it
+        models_and_run = [process for process in below if process != server]  # the next `serve` uses the server
         flow_process = served.flow_process(run_id)
         served.process.kill()
         flow_process.kill()
         served.process.wait()
-        assert psutil.wait_procs(below, timeout=15)[1] == []
+        assert psutil.wait_procs(models_and_run, timeout=15)[1] == []
         while (run := served.api.get(f"/flow_runs/{run_id}").json())["state_name"] == "Running":
             time.sleep(1)
         assert run["state_name"] == "Crashed"
         assert run["state"]["message"] == "no sign of life from its process for 90 s"
     finally:
         served.process.kill()
-        server.kill()
+        for process in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def test_empty_models_folder_blocks_runs_but_not_serving(project: Project) -> None:
