@@ -67,6 +67,11 @@ def load_document(path: Path, model: type[DocumentT]) -> DocumentT:
         raise ConfigError(f"{path}: no such file; run in the project's folder or set GGUF_FLOW_CONFIG_DIR") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
+    return parse_document(text, model, path)
+
+
+def parse_document(text: str, model: type[DocumentT], path: Path) -> DocumentT:
+    """Validate the text of a YAML file; as `load_document`."""
     try:
         data = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:

@@ -2,17 +2,19 @@
 
 import io
 import re
-from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+from yaml import safe_dump
 
 from llm_core.atomic_write import write_whole
-from llm_core.documents import validate
+from llm_core.documents import parse_document
 from llm_core.errors import ConfigError, InputError
-from llm_core.pipeline import BASE, RESERVED, MemberSpec, PipelineSpec, StageSpec, load_pipelines
+from llm_core.pipeline import BASE, RESERVED, MemberSpec, PipelinesDocument, PipelineSpec, StageSpec, load_pipelines
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
@@ -36,23 +38,17 @@ def save_pipeline(path: Path, name: str, spec: PipelineSpec) -> None:
     document = yaml.load(text)
     if not document.get("pipelines"):
         document["pipelines"] = CommentedMap()
-    document["pipelines"][name] = as_written(spec)
+    document["pipelines"][name] = _quoted(as_written(spec))
     written = io.StringIO()
     yaml.dump(document, written)
-    _check(written.getvalue(), before | {name: spec.model_copy(update={"name": name})}, path)
+    # What was written must say what was meant, before it takes the place of a file made by hand.
+    expected = before | {name: spec.model_copy(update={"name": name})}
+    if parse_document(written.getvalue(), PipelinesDocument, path).by_name() != expected:
+        raise ConfigError(f"{path}: the pipelines would not be the same after saving; add '{name}' by hand")
     try:
         write_whole(path, written.getvalue())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _check(text: str, expected: Mapping[str, PipelineSpec], path: Path) -> None:
-    """What was written must say what was meant, before it takes the place of a file made by hand."""
-    document = YAML(typ="safe").load(text)
-    base = {BASE: document["base_pipeline"]} if document.get("base_pipeline") else {}
-    for name, written in (base | document["pipelines"]).items():
-        if validate({**written, "name": name}, PipelineSpec, f"{path}: {name}") != expected[name]:
-            raise ConfigError(f"{path}: pipeline '{name}' would not be the same after saving; add it by hand")
 
 
 def as_written(spec: PipelineSpec) -> dict[str, Any]:
@@ -65,7 +61,7 @@ def _stage(stage: StageSpec) -> dict[str, Any]:
     members = [_member(member) for member in stage.members]
     models = {"model": members[0]} if stage.type == "single" else {"models": members}
     rest = _set(stage, {"id", "type", "members"})
-    if stage.type == "multi" and rest.get("aggregation") is None:
+    if not rest.get("aggregation"):  # concat, which a stage has by itself
         rest.pop("aggregation", None)
     return {"id": stage.id, **models, **rest}
 
@@ -73,6 +69,17 @@ def _stage(stage: StageSpec) -> dict[str, Any]:
 def _member(member: MemberSpec) -> str | dict[str, Any]:
     written = _set(member, set())
     return member.model if set(written) == {"model"} else written
+
+
+def _quoted(value: Any) -> Any:
+    """With quotes around texts that YAML 1.1, which reads the file, takes for something else: yes, 1:30, 010."""
+    if isinstance(value, dict):
+        return {key: _quoted(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_quoted(one) for one in value]
+    if isinstance(value, str) and safe_dump([value], width=inf, allow_unicode=True) != f"- {value}\n":
+        return DoubleQuotedScalarString(value)
+    return value
 
 
 def _set(model: PipelineSpec | StageSpec | MemberSpec, without: set[str]) -> dict[str, Any]:

@@ -65,6 +65,17 @@ def test_example_file_keeps_its_comments_and_pipelines(tmp_path: Path) -> None:
     assert load_pipelines(path) == expected | {"mine": SPEC.model_copy(update={"name": "mine"})}
 
 
+@pytest.mark.parametrize(
+    "text", ["yes", "off", "010", "1:30", "null", "# no comment", "a: b", "two\nlines: x", '“é” \t"q"']
+)
+def test_text_that_yaml_would_take_for_something_else_stays_a_text(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(FILE)
+    stage = {"id": "draft", "model": "a", "system_prompt": text}
+    save_pipeline(path, "mine", PipelineSpec.model_validate({"stages": [stage]}))
+    assert load_pipeline(path, "mine").stages[0].system_prompt == text
+
+
 def test_file_without_named_pipelines_gets_its_first(tmp_path: Path) -> None:
     path = saved(tmp_path, "base_pipeline: {stages: [{id: a, model: m}]}\n")
     assert list(load_pipelines(path)) == ["base", "mine"]
