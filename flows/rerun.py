@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import acreate_link_artifact
 from prefect.utilities.urls import url_for
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from flows.pipeline import run_planned
 from flows.planned import Planned
@@ -34,6 +34,7 @@ class RerunChanges(Document):
     """As the form has them, stage by stage."""
 
     changes: tuple[StageChange, ...] = ()
+    times: int = Field(1, ge=1, le=1000)
 
     def by_kind(self) -> Changes:
         assignments = (f"{change.stage}.{parameter}" for change in self.changes for parameter in change.parameters)
@@ -76,11 +77,11 @@ async def rerun(session: str, from_stage: str, changes: list[StageChange] | None
         changes: What stages do differently this time.
         times: How often; each time is a session of its own.
     """
-    wanted = validate({"changes": changes or []}, RerunChanges, "rerun").by_kind()
-    n_times = TypeAdapter(int).validate_python(times)
-    if n_times == 1:
+    asked = validate({"changes": changes or [], "times": times}, RerunChanges, "rerun")
+    wanted = asked.by_kind()
+    if asked.times == 1:
         return await rerun_once(session, from_stage, wanted, Settings())
-    return [await one_of_several(session, from_stage, wanted, number) for number in range(n_times)]
+    return [await one_of_several(session, from_stage, wanted, number) for number in range(asked.times)]
 
 
 @flow(name="rerun once", validate_parameters=False)

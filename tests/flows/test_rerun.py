@@ -148,6 +148,11 @@ async def test_model_that_has_changed_is_named_before_anything_runs(
     assert len(list(parent.sessions.glob("session_*"))) == 1
 
 
+async def test_number_of_times_that_makes_no_sense_is_one_line(parent: Project) -> None:
+    with pytest.raises(ConfigError, match=r"^rerun: times: input should be greater than or equal to 1, not 0$"):
+        await rerun("session_001", "note", times=0)
+
+
 async def test_several_times_are_several_sessions(parent: Project) -> None:
     results: list[PipelineResult] = await rerun("session_001", "note", times=2)
     assert [result.session_id for result in results] == ["session_002", "session_003"]
