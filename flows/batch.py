@@ -8,11 +8,11 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.artifacts import acreate_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture, wait
+from prefect.futures import wait
 from prefect.states import Failed
 from pydantic import BaseModel
 
-from flows.outcome import failure_of, refused
+from flows.outcome import StepFuture, failure_of, refused
 from flows.planned import plan_run
 from flows.resources import Resources, ended_by, name_run, run_resources
 from flows.result import PipelineFailed
@@ -36,8 +36,6 @@ from tasks.record import artifact_key
 
 SHOWN_ROWS = 100
 """Rows of the results that the artifact shows; the file has them all."""
-
-StepFuture = PrefectFuture[Any]
 
 
 class BatchResult(BaseModel):

@@ -34,6 +34,7 @@ async def refused(session: Session, refusal: InsufficientMemory) -> State[Any]:
 async def conclude(
     plan: Plan, pool: Pool, session: Session, steps: dict[str, StepFuture]
 ) -> PipelineResult | State[Any]:
+    """Complete or fail the session by how its tasks ended; `steps`: every task of the run, by name."""
     records: list[StepRecord] = []
     finished = 0
     failure: PipelineFailed | None = None

@@ -1,11 +1,11 @@
 """The stages of a plan as Prefect tasks: futures passed from one to the next draw the graph."""
 
 import asyncio
-from typing import Any
 
 from prefect.futures import PrefectFuture, wait
 
 from flows.approval import approved_text
+from flows.outcome import StepFuture
 from llm_core.plan import StagePlan
 from llm_core.session_records import StepRecord
 from tasks.aggregate import aggregate
@@ -14,8 +14,6 @@ from tasks.generate import generate
 from tasks.preflight import Admission, preflight
 from tasks.reuse import reuse
 from tasks.run import Run
-
-StepFuture = PrefectFuture[Any]
 
 
 class StageTasks:

@@ -54,6 +54,12 @@ class Project:
 
     path: Path
 
+    @classmethod
+    def make(cls, path: Path) -> "Project":
+        for name in ("config", "models", "sessions"):
+            (path / name).mkdir()
+        return cls(path)
+
     def models(self, text: str) -> Path:
         return self._write("models.yaml", text)
 
@@ -78,11 +84,9 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """An empty project; its YAML files are for the test to write."""
-    for name in ("config", "models", "sessions"):
-        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GGUF_FLOW_CACHE_DIR", str(tmp_path / "cache"))
-    return Project(tmp_path)
+    return Project.make(tmp_path)
 
 
 @pytest.fixture

@@ -40,9 +40,7 @@ pipelines:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Iterator[Served]:
-    project = Project(tmp_path_factory.mktemp("serve"))
-    for name in ("config", "models", "sessions"):
-        (project.path / name).mkdir()
+    project = Project.make(tmp_path_factory.mktemp("serve"))
     project.models(MODELS)
     project.pipeline(PIPELINES)
     project.link_model(smollm, "small.gguf")

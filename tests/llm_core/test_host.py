@@ -53,9 +53,7 @@ def running_host(cache: Path, *options: str, **environment: str) -> Iterator["su
 
 @pytest.fixture(scope="module")
 def host_project(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Iterator[Project]:
-    project = Project(tmp_path_factory.mktemp("host"))
-    for name in ("config", "models", "sessions"):
-        (project.path / name).mkdir()
+    project = Project.make(tmp_path_factory.mktemp("host"))
     project.models(MODELS)
     project.pipeline("base_pipeline: {stages: [{id: a, model: small}]}")
     project.link_model(smollm, "small.gguf")
