@@ -21,6 +21,7 @@ from llm_core.overrides import override
 from llm_core.pipeline import PipelineSpec, load_pipeline
 from llm_core.session import load_session, load_steps
 from llm_core.settings import Settings
+from tasks import watched
 from tasks.run import Silent, progress
 from tests.conftest import REPOSITORY, Project
 
@@ -174,6 +175,29 @@ async def test_each_step_the_timings_and_the_answer_are_artifacts(example_projec
     }
     assert artifacts["base-final-answer"].data == result.answer
     assert result.steps[0].text.splitlines()[0] in artifacts["base-draft-smollm2"].data
+
+
+async def test_long_answer_shows_its_progress_while_it_is_written(
+    example_project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "SHOWN_AFTER_S", 0.0)
+    monkeypatch.setattr(watched, "EVERY_S", 0.0)
+    seen: list[float] = []
+    update = watched.update_progress_artifact
+    monkeypatch.setattr(
+        watched,
+        "update_progress_artifact",
+        lambda id, percent, **more: seen.append(percent) or update(id, percent, **more),
+    )
+    result = await run(base())
+    flow_run = await flow_run_of(result.session_id)
+    async with get_client() as client:
+        by_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id]))
+        artifacts = {artifact.key: artifact for artifact in await client.read_artifacts(artifact_filter=by_run)}
+    shown = artifacts["base-draft-smollm2-progress"]
+    assert (shown.type, shown.data) == ("progress", 100.0)
+    assert shown.description == f"draft: smollm2: {result.steps[0].completion_tokens} tokens"
+    assert any(0 < percent < 100 for percent in seen)
 
 
 async def test_at_temperature_zero_a_run_repeats_byte_for_byte(example_project: Project) -> None:

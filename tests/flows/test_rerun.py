@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from flows.pipeline import compile_flow
 from flows.rerun import StageChange, rerun
@@ -95,6 +97,16 @@ async def test_stage_and_what_depends_on_it_run_again_and_nothing_else(
     record = load_session(parent.sessions, result.session_id)
     assert (record.parent, record.from_stage, record.status) == ("session_001", from_stage, "completed")
     assert {record.files[step] for step in record.reused} == kept
+
+
+async def test_run_links_to_its_parents(parent: Project) -> None:
+    result = await rerun("session_001", "note")
+    ids = [load_session(parent.sessions, id).flow_run_id for id in ("session_001", result.session_id)]
+    by_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[ids[1]]))
+    async with get_client() as client:
+        found = await client.read_artifacts(artifact_filter=by_run)
+    (link,) = [artifact for artifact in found if artifact.key == "session-001-parent"]
+    assert f"/runs/flow-run/{ids[0]}" in link.data
 
 
 async def test_parent_stays_as_it_was(parent: Project) -> None:
