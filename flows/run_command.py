@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ from rich.console import Console
 from flows.prefect_start import exit_code, starting_prefect
 from flows.progress import watcher
 from llm_core.errors import InputError
-from llm_core.pipeline import PipelineSpec
-from llm_core.rerun import Changes, Rerun
+from llm_core.pipeline import PipelineSpec, StageSpec
+from llm_core.plan import StagePlan
+from llm_core.rerun import Changes, Rerun, of_stages
 from llm_core.session import load_session, load_steps
 from llm_core.session_records import StepRecord
 from llm_core.settings import Settings
@@ -26,7 +27,7 @@ def run_question(spec: PipelineSpec, question: str, settings: Settings, *, as_js
     Raises:
         InputError: a person would have to approve a stage, and none could be asked.
     """
-    _require_person(spec)
+    _require_person(spec.name, spec.stages)
     with starting_prefect(stderr):
         from flows.pipeline import compile_flow
     call = partial(compile_flow(spec, settings), question=question)
@@ -35,7 +36,7 @@ def run_question(spec: PipelineSpec, question: str, settings: Settings, *, as_js
 
 def run_again(rerun: Rerun, changes: Changes, settings: Settings, *, as_json: bool, stderr: Console) -> int:
     """Rerun a stage and what depends on it; as `run_question`."""
-    _require_person(rerun.spec)
+    _require_person(rerun.spec.name, of_stages(rerun.plan, rerun.again).stages)
     with starting_prefect(stderr):
         from flows.rerun import rerun as rerun_flow
         from flows.rerun import stage_changes
@@ -71,13 +72,13 @@ async def _awaited(call: Callable[[], Any]) -> Any:
     return await call()
 
 
-def _require_person(spec: PipelineSpec) -> None:
+def _require_person(pipeline: str, stages: Iterable[StageSpec | StagePlan]) -> None:
     if os.environ.get("PREFECT_API_URL") or (sys.stdin.isatty() and sys.stderr.isatty()):
         return
-    for stage in spec.stages:
+    for stage in stages:
         if stage.approve:
             raise InputError(
-                f"stage '{stage.id}' of '{spec.name}' has approve: true; run it in a terminal, "
+                f"stage '{stage.id}' of '{pipeline}' has approve: true; run it in a terminal, "
                 "or from the Prefect UI under `gguf-flow serve`"
             )
 
