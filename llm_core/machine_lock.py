@@ -7,6 +7,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+# Not -1: filelock refuses to wait without end where the waiting thread once took the same lock, which threads of a
+# thread pool do: one run's thread serves the next run while the first still holds the lock.
+AS_LONG_AS_IT_TAKES_S = 10.0 * 365 * 24 * 3600
+
 
 @contextmanager
 def machine_lock(folder: Path, devices: Iterable[str], on_wait: Callable[[str], None]) -> Iterator[None]:
@@ -26,7 +30,7 @@ def machine_lock(folder: Path, devices: Iterable[str], on_wait: Callable[[str], 
                 lock.acquire(blocking=False)
             except Timeout:
                 on_wait(f"waiting for {_holder(path)}, which is using this machine's {device}")
-                lock.acquire()
+                lock.acquire(timeout=AS_LONG_AS_IT_TAKES_S)
             held.callback(lock.release)
             path.with_suffix(".holder").write_text(str(os.getpid()))
         yield
