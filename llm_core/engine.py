@@ -249,6 +249,7 @@ class Engine:
             prompt_tokens=len(answer.tokens),
             cached_prompt_tokens=answer.n_cached,
             completion_tokens=n,
+            tokens=tuple(answer.completion),
             seed=answer.seed,
             peak_rss_bytes=peak_rss_bytes(),
             peak_vram_bytes=None if self.load.gpu is None else process_vram_bytes(os.getpid(), self.load.gpu),

@@ -45,6 +45,8 @@ class GenerateResult:
     cached_prompt_tokens: int
     """Of these, so many were already in the KV cache, from another prompt that begins alike."""
     completion_tokens: int
+    tokens: tuple[int, ...]
+    """Of the completion, by the model's vocabulary; without the one that ended it."""
     seed: int
     peak_rss_bytes: int
     """The most RAM the model's process has held up to this answer."""
@@ -60,3 +62,8 @@ class GenerateResult:
     """Completion tokens over the time from the start of prompt processing to the last token."""
     degraded: tuple[str, ...] = ()
     """What had to be given up for want of memory."""
+
+
+def unpack_result(data: dict[str, Any]) -> GenerateResult:
+    """The result that `asdict` took apart, after a journey as JSON."""
+    return GenerateResult(**{**data, "tokens": tuple(data["tokens"]), "degraded": tuple(data["degraded"])})

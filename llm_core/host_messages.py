@@ -6,7 +6,7 @@ from typing import Any
 from llm_core import errors
 from llm_core.call_params import LoadParams
 from llm_core.errors import GgufFlowError
-from llm_core.generation import GenerateRequest, GenerateResult, unpack_request
+from llm_core.generation import GenerateRequest, unpack_request
 
 
 def pack_call(load: LoadParams, model: str, request: GenerateRequest) -> dict[str, Any]:
@@ -26,7 +26,3 @@ def unpack_error(data: dict[str, Any]) -> GgufFlowError:
     error_class = getattr(errors, data["kind"], GgufFlowError)
     error: GgufFlowError = error_class(data["error"])
     return error
-
-
-def unpack_result(data: dict[str, Any]) -> GenerateResult:
-    return GenerateResult(**{**data, "degraded": tuple(data["degraded"])})

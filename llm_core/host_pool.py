@@ -13,9 +13,9 @@ import httpx
 
 from llm_core.call_params import LoadParams
 from llm_core.errors import ModelCrashed
-from llm_core.generation import GenerateRequest, GenerateResult
+from llm_core.generation import GenerateRequest, GenerateResult, unpack_result
 from llm_core.host_address import host_token, read_address
-from llm_core.host_messages import pack_call, unpack_error, unpack_result
+from llm_core.host_messages import pack_call, unpack_error
 from llm_core.machine import Bytes
 from llm_core.resident import ResidentStatus
 from llm_core.worker import OnToken

@@ -4,11 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 FORMAT = 1
+TokenIds = Annotated[
+    tuple[int, ...],
+    BeforeValidator(lambda ids: ids.split() if isinstance(ids, str) else ids),
+    PlainSerializer(lambda ids: " ".join(map(str, ids)), when_used="json"),
+]
+"""On one line of the file, for people's sake."""
 Status = Literal["running", "suspended", "completed", "failed", "cancelled"]
 """`suspended`: waits for a person, without a process."""
 
@@ -44,6 +50,8 @@ class StepRecord(BaseModel):
     prompt_tokens: int | None = None
     cached_prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    tokens: TokenIds | None = None
+    """Of the completion; what a replay is compared with."""
     load_s: float | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None

@@ -19,7 +19,7 @@ from llm_core import errors
 from llm_core.call_params import LoadParams
 from llm_core.child_process import child_environment
 from llm_core.errors import GenerationTimeout, ModelCrashed, ModelOutOfMemory
-from llm_core.generation import GenerateRequest, GenerateResult
+from llm_core.generation import GenerateRequest, GenerateResult, unpack_result
 from llm_core.machine import oom_kills
 from llm_core.out_of_memory import is_out_of_memory
 
@@ -97,7 +97,7 @@ class ModelWorker:
             while True:
                 message = self._next(id, "generating", limit_s)
                 if "finished" in message:
-                    return GenerateResult(**message["result"])
+                    return unpack_result(message["result"])
                 if "started" in message:
                     limit_s = None if timeout_s is None else timeout_s + TIMEOUT_GRACE_S
                 elif on_token:

@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 
 from prefect import task
 
+from llm_core.model_step import input_texts
 from llm_core.plan import StagePlan
 from llm_core.prompts import stage_output
 from llm_core.session import approval_file
 from llm_core.session_records import StepRecord
-from tasks.generate import input_texts, once_a_run
+from tasks.generate import once_a_run
 from tasks.record import record
 from tasks.run import Run
 

@@ -7,12 +7,14 @@ from prefect.cache_policies import NO_CACHE
 
 from llm_core.dataset import Item
 from llm_core.dataset_results import step_names
+from llm_core.merge import merged
+from llm_core.model_step import input_texts
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import check_question
 from llm_core.session_records import StepRecord
-from tasks.aggregate import merged, synthesis_threads
+from tasks.aggregate import synthesis_threads
 from tasks.dataset_run import DatasetRun, Pass, StepSummary
-from tasks.generate import ask, input_texts, member_answer
+from tasks.generate import ask, member_answer
 from tasks.preflight import Admission
 
 Before = Mapping[str, StepSummary]

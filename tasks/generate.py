@@ -1,7 +1,6 @@
 """One model answers in one stage."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,9 +8,9 @@ from prefect import task
 from prefect.context import TaskRunContext
 
 from llm_core.errors import ModelCrashed
-from llm_core.generation import GenerateRequest
+from llm_core.model_step import as_member, input_texts, record_of, request_of
 from llm_core.plan import Call, StagePlan
-from llm_core.prompts import chat, stage_output, user_message
+from llm_core.prompts import user_message
 from llm_core.session import step_files
 from llm_core.session_records import StepRecord
 from llm_core.worker import OnToken
@@ -67,8 +66,7 @@ def member_answer(
     """What one member of a stage says to `question` and to the `texts` of earlier stages."""
     message = user_message(question, texts, call.instructions)
     answer = ask(run, stage, call, f"{stage.id}: {call.member}", message, admission.threads[call.member], on_token)
-    output = None if stage.aggregation else stage_output(stage.output_mode, question, texts, answer.text)
-    return answer.model_copy(update={"output": output, "position": stage.calls.index(call)})
+    return as_member(stage, call, question, texts, answer)
 
 
 def ask(
@@ -76,30 +74,11 @@ def ask(
 ) -> StepRecord:
     """One generation as the record of `step`."""
     started = datetime.now(UTC)
-    request = GenerateRequest(
-        chat(call.system_prompt, message), call.sampling, call.strip_reasoning, threads, call.threads or run.cores
-    )
     load = run.placed[call]
-    result = run.pool.generate(load, call.model, request, on_token)
+    result = run.pool.generate(load, call.model, request_of(call, message, threads, run.cores), on_token)
     if not result.degraded:
         run.estimates.measured(load, result.peak_rss_bytes, result.peak_vram_bytes)
-    return StepRecord(
-        id=f"{stage.number} {step}",
-        number=stage.number,
-        stage=stage.id,
-        member=call.member,
-        model=call.model,
-        system_prompt=call.system_prompt,
-        parameters={**asdict(call.sampling), **asdict(load), "threads": threads} | {"seed": result.seed},
-        started=started,
-        ended=datetime.now(UTC),
-        **asdict(result),
-    )
-
-
-def input_texts(inputs: Mapping[str, StepRecord]) -> dict[str, str]:
-    """What each stage that is read hands on."""
-    return {source: step.output or step.text for source, step in inputs.items()}
+    return record_of(stage, call, step, load, threads, result, started)
 
 
 def stage_files(stage: StagePlan) -> dict[str | None, str]:

@@ -67,7 +67,7 @@ class ScriptedWorker:
         finally:
             with self.machine.lock:
                 self.users -= 1
-        return GenerateResult(self.load.path, None, "stop", "", "", 1, 0, 1, 0, 0, None, 0.0, 0.0, None, 1.0)
+        return GenerateResult(self.load.path, None, "stop", "", "", 1, 0, 1, (7,), 0, 0, None, 0.0, 0.0, None, 1.0)
 
     def use_threads(self, threads: int) -> None: ...
     def pause(self) -> None: ...

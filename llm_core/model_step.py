@@ -1,0 +1,50 @@
+"""A step in which a model answers: what it is asked, and the record of what came of it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from llm_core.call_params import LoadParams
+from llm_core.generation import GenerateRequest, GenerateResult
+from llm_core.plan import Call, StagePlan
+from llm_core.prompts import chat, stage_output
+from llm_core.session_records import StepRecord
+
+
+def request_of(call: Call, message: str, threads: int, cores: int) -> GenerateRequest:
+    """The chat that `call`'s model gets.
+
+    Args:
+        threads: to decode with; where cores come free meanwhile, as many as `cores`.
+    """
+    messages = chat(call.system_prompt, message)
+    return GenerateRequest(messages, call.sampling, call.strip_reasoning, threads, call.threads or cores)
+
+
+def record_of(
+    stage: StagePlan, call: Call, step: str, load: LoadParams, threads: int, result: GenerateResult, started: datetime
+) -> StepRecord:
+    """`result` as the record of `step`, which ends now."""
+    return StepRecord(
+        id=f"{stage.number} {step}",
+        number=stage.number,
+        stage=stage.id,
+        member=call.member,
+        model=call.model,
+        system_prompt=call.system_prompt,
+        parameters={**asdict(call.sampling), **asdict(load), "threads": threads} | {"seed": result.seed},
+        started=started,
+        ended=datetime.now(UTC),
+        **asdict(result),
+    )
+
+
+def as_member(stage: StagePlan, call: Call, question: str, texts: Mapping[str, str], answer: StepRecord) -> StepRecord:
+    """`answer` at its member's place in the stage, with what a stage of one member hands on."""
+    output = None if stage.aggregation else stage_output(stage.output_mode, question, texts, answer.text)
+    return answer.model_copy(update={"output": output, "position": stage.calls.index(call)})
+
+
+def input_texts(inputs: Mapping[str, StepRecord]) -> dict[str, str]:
+    """What each stage that is read hands on, by the last step of it."""
+    return {source: step.output or step.text for source, step in inputs.items()}
