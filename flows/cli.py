@@ -153,6 +153,29 @@ def rerun(
     return max(codes)
 
 
+@app.command
+def replay(
+    session: str,
+    *,
+    verify: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Ask every step of an earlier session once more, from what it was given then, and compare.
+
+    Parameters
+    ----------
+    session
+        Such as session_001; its own pipeline and models are used, not today's.
+    verify
+        Let the exit code tell: 0 all identical, 1 a step differs, 3 none differs, but some cannot be checked.
+    json
+        Print one JSON object instead of a table.
+    """
+    from flows.replay_command import replay_session
+
+    return replay_session(session, Settings(), verify=verify, as_json=json)
+
+
 def _pairs(option: str, written: list[str] | None) -> dict[str, str]:
     pairs = {}
     for one in written or []:

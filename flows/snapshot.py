@@ -7,7 +7,8 @@ from typing import Any
 
 from flows.planned import Planned
 from llm_core.errors import InsufficientMemory
-from llm_core.fingerprint import sha256
+from llm_core.fingerprint import sha256, text_sha256
+from llm_core.machine import cpu_name
 from llm_core.residency import Residency
 from llm_core.settings import Settings
 
@@ -28,6 +29,7 @@ def config_snapshot(planned: Planned, residency: Residency | InsufficientMemory,
             "file": str(model.path),
             "size_bytes": model.path.stat().st_size,
             "sha256": sha256(model.path, settings.cache_folder),
+            "chat_template_sha256": text_sha256(model.gguf.chat_template),
             "architecture": model.gguf.architecture,
             "quantization": model.gguf.quantization,
             "memory": memory.get(call.model),
@@ -39,5 +41,5 @@ def config_snapshot(planned: Planned, residency: Residency | InsufficientMemory,
         "defaults": planned.registry.defaults.model_dump(mode="json", exclude_none=True),
         "models": models,
         "versions": {name: version(name) for name in ("gguf-flow", "llama-cpp-python", "prefect")},
-        "machine": {"platform": platform.platform(), "python": platform.python_version()},
+        "machine": {"platform": platform.platform(), "python": platform.python_version(), "cpu": cpu_name()},
     }

@@ -1,10 +1,15 @@
-"""SHA-256 of model files, remembered by path, size and modification time."""
+"""SHA-256: of texts, and of model files, remembered by path, size and modification time."""
 
 import hashlib
 from contextlib import suppress
 from pathlib import Path
 
 from llm_core.atomic_write import write_whole
+
+
+def text_sha256(text: str | None) -> str | None:
+    """The SHA-256 in hex of a text such as a chat template, where there is one."""
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256(path: Path, cache_dir: Path) -> str:

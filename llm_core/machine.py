@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,3 +189,12 @@ def _walk(root: Path, path: str, limit_file: str, usage_file: str) -> list[tuple
             pass  # no limit here ("max"), or not a memory cgroup
         folder = folder.parent
     return readings
+
+
+def cpu_name() -> str:
+    """Such as `AMD EPYC 9654 96-Core Processor`; what the system calls its kind where it tells no name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -23,10 +23,15 @@ class _SavedModel(BaseModel):
     entry: ModelEntry
 
 
+class _SavedMachine(BaseModel):
+    cpu: str | None = None
+
+
 class _SavedSnapshot(BaseModel):
     pipeline: PipelineSpec
     defaults: ModelParams = ModelParams()
     models: dict[str, _SavedModel]
+    machine: _SavedMachine = _SavedMachine()
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,17 @@ class Snapshot:
     """Models whose file cannot be read now, and why."""
     models: dict[str, Any]
     """What is written of each model."""
+    cpu: str | None = None
+    """That it ran on; `None` in sessions of before it was noted."""
+
+    def problem(self, name: str, cache: Path) -> str | None:
+        """Why a model cannot run as it did: its file is gone, or is another one by now."""
+        path = self.registry.available[name].path
+        if name in self.gone:
+            return f"model '{name}' is gone ({self.gone[name]})"
+        if sha256(path, cache) != self.models[name]["sha256"]:
+            return f"model '{name}' has changed ({path})"
+        return None
 
     def check_models(self, names: set[str], cache: Path) -> None:
         """Refuse where a model that is to run again is gone or is another file by now.
@@ -48,13 +64,7 @@ class Snapshot:
         Raises:
             SessionError: names each of them.
         """
-        problems = []
-        for name in sorted(names & set(self.models)):
-            path = self.registry.available[name].path
-            if name in self.gone:
-                problems.append(f"model '{name}' is gone ({self.gone[name]})")
-            elif sha256(path, cache) != self.models[name]["sha256"]:
-                problems.append(f"model '{name}' has changed ({path})")
+        problems = [problem for name in sorted(names & set(self.models)) if (problem := self.problem(name, cache))]
         if problems:
             raise SessionError(f"since {self.path.parent.name}: {'; '.join(problems)}; choose another with --model")
 
@@ -83,4 +93,4 @@ def load_snapshot(folder: Path, session_id: str) -> Snapshot:
         except ModelFileError as error:
             gguf, gone[name] = GgufFile(model.file, model.size_bytes, {}, ()), str(error)
         registry.available[name] = LocalModel(name, model.entry, gguf)
-    return Snapshot(path, saved.pipeline, registry, gone, written["models"])
+    return Snapshot(path, saved.pipeline, registry, gone, written["models"], saved.machine.cpu)

@@ -1,0 +1,171 @@
+"""Does a session's every answer come again? Each step is asked once more, from what it was given then."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from llm_core.call_params import LoadParams, SamplingParams
+from llm_core.errors import GgufFlowError
+from llm_core.merge import merged
+from llm_core.model_step import input_texts, record_of, request_of
+from llm_core.plan import Call, Plan, StagePlan
+from llm_core.pool_protocol import Pool
+from llm_core.prompts import user_message
+from llm_core.session_records import SessionRecord, StepRecord
+from llm_core.snapshot import Snapshot
+
+Outcome = Literal["identical", "differs", "unchecked"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one step. `token`: the first that differs, from 1; `None` where none does, or the session kept no tokens."""
+
+    step: str
+    outcome: Outcome
+    reason: str = ""
+    token: int | None = None
+    build: str | None = None
+    """Of llama.cpp, now."""
+
+
+class Replay:
+    """Goes through a session's steps in order. Every step reads the recorded answers, so one that differs makes no
+    other differ.
+
+    Args:
+        steps: of the session.
+        plan: of its snapshot.
+        cache: where SHA-256 are remembered.
+        begin: told the name of each step that a model is asked for.
+    """
+
+    def __init__(
+        self,
+        session: SessionRecord,
+        steps: list[StepRecord],
+        snapshot: Snapshot,
+        plan: Plan,
+        pool: Pool,
+        cache: Path,
+        begin: Callable[[str], None],
+    ) -> None:
+        self._session, self._snapshot, self._plan, self._pool = session, snapshot, plan, pool
+        self._steps = {step.id: step for step in steps}
+        self._last = {step.stage: step for step in steps}
+        self._cache, self._begin = cache, begin
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """One for each step of the session, as they are found."""
+        told = set()
+        for stage in self._plan.stages:
+            for verdict in self._of_stage(stage):
+                told.add(verdict.step)
+                yield verdict
+        for step in self._steps.values():
+            if step.kind == "approval":
+                yield Verdict(step.id, "unchecked", "a person's")
+            elif step.id not in told:
+                yield Verdict(step.id, "unchecked", "not in the snapshot")
+
+    def _of_stage(self, stage: StagePlan) -> Iterator[Verdict]:
+        texts = input_texts({source: self._last[source] for source in stage.inputs if source in self._last})
+        if len(texts) < len(stage.inputs):
+            return  # the run did not come so far
+        for call in stage.calls:
+            name = f"{stage.id}: {call.member}"
+            message = user_message(self._session.question, texts, call.instructions)
+            yield from self._of_model(stage, call, name, message)
+        if stage.aggregation:
+            yield from self._of_aggregation(stage, stage.aggregation.kind, texts)
+
+    def _of_aggregation(self, stage: StagePlan, kind: str, texts: Mapping[str, str]) -> Iterator[Verdict]:
+        step_id = f"{stage.number} {stage.id}: {kind}"
+        members = [self._steps.get(f"{stage.number} {stage.id}: {call.member}") for call in stage.calls]
+        known = [member for member in members if member]
+        recorded = self._steps.get(step_id)
+        if recorded is None or len(known) < len(members):
+            return
+        asked: list[Verdict] = []
+
+        def ask(call: Call, name: str, message: str) -> StepRecord:
+            asked.extend(self._of_model(stage, call, name, message))
+            return recorded
+
+        try:
+            again = merged(stage, self._session.question, known, texts, ask)
+        except GgufFlowError as error:
+            yield Verdict(step_id, "differs", str(error))
+            return
+        same = again.text == recorded.text
+        yield from asked or [Verdict(step_id, "identical" if same else "differs", "" if same else "merged otherwise")]
+
+    def _of_model(self, stage: StagePlan, call: Call, name: str, message: str) -> Iterator[Verdict]:
+        recorded = self._steps.get(f"{stage.number} {name}")
+        if recorded is None:
+            return
+        problem = self._snapshot.problem(call.model, self._cache)
+        if problem:
+            yield Verdict(recorded.id, "unchecked", problem)
+            return
+        self._begin(recorded.id)
+        try:
+            again = self._ask(stage, call, name, message, recorded)
+        except GgufFlowError as error:
+            yield Verdict(recorded.id, "unchecked", str(error))
+            return
+        yield _compared(recorded, again)
+
+    def _ask(self, stage: StagePlan, call: Call, name: str, message: str, recorded: StepRecord) -> StepRecord:
+        """With the seed, on the device and with the threads of then; alone."""
+        then = recorded.parameters
+        seed = recorded.seed if call.sampling.seed is None else call.sampling.seed
+        placed = {key: then[key] for key in ("gpu", "n_gpu_layers", "sequences") if key in then}
+        load: LoadParams = replace(call.load, **placed)
+        threads = then.get("threads", 1)
+        again = replace(call, sampling=replace(call.sampling, seed=seed, deterministic=True))
+        started = datetime.now(UTC)
+        result = self._pool.generate(load, call.model, request_of(again, message, threads, threads))
+        return record_of(stage, again, name, load, threads, result, started)
+
+
+def _compared(recorded: StepRecord, again: StepRecord) -> Verdict:
+    changes = _changes(recorded, again)
+    same = recorded.text == again.text and recorded.tokens in (None, again.tokens)
+    if same and not changes:
+        return Verdict(recorded.id, "identical", build=again.build)
+    if same:
+        return Verdict(recorded.id, "differs", "; ".join((*changes, "the same answer")), build=again.build)
+    token = _first_difference(recorded.tokens, again.tokens) if recorded.tokens and again.tokens else None
+    if not changes and not _was_alone(recorded):
+        reason = "not deterministic: it was not decoded alone"
+        return Verdict(recorded.id, "unchecked", reason, token, again.build)
+    return Verdict(recorded.id, "differs", "; ".join(changes), token, again.build)
+
+
+def _first_difference(then: tuple[int, ...], now: tuple[int, ...]) -> int:
+    same = next((n for n, (a, b) in enumerate(zip(then, now, strict=False)) if a != b), min(len(then), len(now)))
+    return same + 1
+
+
+def _was_alone(recorded: StepRecord) -> bool:
+    deterministic = recorded.parameters.get("deterministic")
+    return recorded.parameters.get("temperature") == 0 if deterministic is None else bool(deterministic)
+
+
+def _changes(recorded: StepRecord, again: StepRecord) -> list[str]:
+    """What the snapshot asks for and was not asked for then."""
+    said = ["another prompt"] if recorded.prompt != again.prompt else []
+    known = {*asdict(SamplingParams()), "n_ctx", "kv_type", "flash_attention"} - {"deterministic", "timeout_s"}
+    for name in sorted(known & set(recorded.parameters)):
+        then, now = recorded.parameters[name], again.parameters[name]
+        if _plain(then) != _plain(now):
+            said.append(f"{name} {now}, then {then}")
+    return said
+
+
+def _plain(value: object) -> object:
+    """Sequences alike, whether they come from JSON or not."""
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
