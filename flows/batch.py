@@ -1,6 +1,7 @@
 """Every question of a dataset through a pipeline, model by model: all items pass a stage before the next begins."""
 
 import asyncio
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def _session(
 
 async def _go_through(held: Resources, session: Session, items: list[Item]) -> BatchResult | State[Any]:
     assert session.record.dataset
-    plan = held.plan
+    plan, started = held.plan, time.perf_counter()
     output = session.record.dataset.output or session.path / "results.jsonl"
     with ExitStack() as opened:
         logs = _open_logs(plan, session, opened)
@@ -139,7 +140,8 @@ async def _go_through(held: Resources, session: Session, items: list[Item]) -> B
             return _failed(session, futures, unfinished)
         await asyncio.to_thread(results.finish, items)
         n_failed = await _results_artifact(plan, results, items)
-    session.complete(f"{len(items) - n_failed} of {len(items)} questions answered: {output}")
+    tokens_per_s = sum(summary.n_tokens for summary in summaries) / (time.perf_counter() - started)
+    session.complete(f"{len(items) - n_failed} of {len(items)} questions answered: {output}", tokens_per_s)
     return BatchResult(
         session_id=session.record.id,
         session_path=session.path,

@@ -12,6 +12,7 @@ from prefect.states import Failed
 from flows.result import PipelineFailed, PipelineResult
 from llm_core.errors import InsufficientMemory, ModelCrashed
 from llm_core.machine import gib
+from llm_core.model_step import throughput
 from llm_core.plan import Plan
 from llm_core.pool_protocol import Pool
 from llm_core.session import Session
@@ -45,14 +46,15 @@ async def conclude(
             records += [result] if isinstance(result, StepRecord) else []
         elif future.state.is_failed() and failure is None:
             failure = failure_of(name, future, session.path)
+    tokens_per_s = throughput(step for step in records if step.id not in session.record.reused)
     artifacts = [_resident_artifact(plan, pool), _timing_artifact(plan, records)]
     if failure or finished < len(steps):
         await asyncio.gather(*artifacts)
         failure = failure or PipelineFailed("a step did not finish", session.path, None)
-        session.fail(str(failure))
+        session.fail(str(failure), tokens_per_s=tokens_per_s)
         return Failed(message=str(failure), data=failure)
     answer = [step for step in records if step.stage == plan.final][-1].text
-    session.complete(answer)
+    session.complete(answer, tokens_per_s)
     await asyncio.gather(_answer_artifact(plan, session.record.question, answer), *artifacts)
     return PipelineResult(
         session_id=session.record.id,

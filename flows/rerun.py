@@ -4,16 +4,19 @@ import asyncio
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import acreate_link_artifact
+from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
 from prefect.utilities.urls import url_for
 from pydantic import Field
 
+from flows.diff_view import diff_markdown
 from flows.pipeline import run_planned
 from flows.planned import Planned
+from flows.result import PipelineResult
 from llm_core.documents import Document, validate
 from llm_core.manual_pipeline import ModelName, or_empty
 from llm_core.registry import load_registry
 from llm_core.rerun import Changes, Rerun, plan_rerun
+from llm_core.session_diff import diff_sessions
 from llm_core.session_records import Branch
 from llm_core.settings import Settings
 from tasks.record import artifact_key
@@ -99,7 +102,10 @@ async def rerun_once(session: str, from_stage: str, changes: Changes, settings: 
     planned = await asyncio.to_thread(prepare, session, from_stage, changes, settings)
     await _link_to_parent(planned.branch)
     what = Planned(planned.spec, planned.plan, planned.registry, planned.again, planned.snapshot.models)
-    return await run_planned(what, planned.question, settings, planned.branch)
+    result = await run_planned(what, planned.question, settings, planned.branch)
+    if isinstance(result, PipelineResult):
+        await _diff_to_parent(planned.branch, result, settings)
+    return result
 
 
 def prepare(session: str, from_stage: str, changes: Changes, settings: Settings) -> Rerun:
@@ -119,3 +125,10 @@ async def _link_to_parent(branch: Branch) -> None:
     if link:  # a temporary server has no address to come back to
         key = artifact_key(branch.parent, "parent")
         await acreate_link_artifact(link=link, link_text=branch.parent, key=key, description="The run this comes from")
+
+
+async def _diff_to_parent(branch: Branch, result: PipelineResult, settings: Settings) -> None:
+    diff = await asyncio.to_thread(diff_sessions, settings.sessions_folder, branch.parent, result.session_id)
+    key = artifact_key(result.pipeline, "diff")
+    description = f"What differs between {branch.parent} and {result.session_id}"
+    await acreate_markdown_artifact(key=key, markdown=diff_markdown(diff), description=description)

@@ -1,14 +1,18 @@
 """`gguf-flow sessions`: the runs so far."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter, validators
 
 from flows.console import say, stdout
+from flows.diff_view import diff_text
 from flows.tables import session_text, sessions_table
-from llm_core.errors import SessionError
-from llm_core.session import list_sessions, load_session, load_steps
+from llm_core.errors import InputError, SessionError
+from llm_core.session import list_sessions, load_final, load_session, load_steps
+from llm_core.session_diff import diff_sessions
+from llm_core.session_export import export_session
 from llm_core.session_history import Wanted, as_tree, delete_session, parse_age, to_prune
 from llm_core.session_records import SessionRecord, Status
 from llm_core.settings import Settings
@@ -85,24 +89,62 @@ def prune_sessions(*, older_than: str, keep: Annotated[int, Parameter(validator=
 
 
 @sessions.command(name="show")
-def show_session(id: str, *, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+def show_session(id: str, *, step: int | None = None, json: Annotated[bool, Parameter(negative=())] = False) -> None:
     """Show one run: the question, every step's answer, the final answer.
 
     Parameters
     ----------
     id
         Such as session_001.
+    step
+        Only the stage with this number.
     json
         Print the session and its steps as one JSON object.
     """
     folder = Settings().sessions_folder
     session = load_session(folder, id)
     steps = load_steps(folder, session)
+    if step is not None:
+        numbers = sorted({each.number for each in steps})
+        steps = [each for each in steps if each.number == step]
+        if not steps:
+            known = f"it has {', '.join(map(str, numbers))}" if numbers else "it has none"
+            raise InputError(f"{id} has no step {step}; {known}")
     if json:
         import json as json_module
 
-        data = session.model_dump(mode="json") | {"steps": [step.model_dump(mode="json") for step in steps]}
+        data = session.model_dump(mode="json") | {"steps": [each.model_dump(mode="json") for each in steps]}
         print(json_module.dumps(data, indent=2))
         return
-    final = folder / id / "final.txt"
-    print(session_text(session, steps, final.read_text() if final.exists() else None))
+    print(session_text(session, steps, load_final(folder, session) if step is None else None))
+
+
+@sessions.command(name="diff")
+def diff_two_sessions(a: str, b: str) -> None:
+    """Show what differs between two runs: what was set, and the words of each step's answer.
+
+    Parameters
+    ----------
+    a
+        Such as session_001.
+    b
+        Such as session_002.
+    """
+    diff = diff_sessions(Settings().sessions_folder, a, b)
+    stdout.print(diff_text(diff, colour=stdout.color_system is not None), soft_wrap=True)
+
+
+@sessions.command(name="export")
+def export_one_session(id: str, *, output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None) -> None:
+    """Write one run into a file to give away.
+
+    Parameters
+    ----------
+    id
+        Such as session_001.
+    output
+        A Markdown report (.md) or a zip of all its files (.zip); ID.md here if left out.
+    """
+    target = output or Path(f"{id}.md")
+    export_session(Settings().sessions_folder, id, target)
+    say(f"{id}: {target}")

@@ -63,19 +63,21 @@ def status_table(rows: list[dict[str, Any]]) -> Table:
 
 def sessions_table(tree: Iterable[tuple[int, SessionRecord]], damaged: Iterable[SessionError]) -> Table:
     """A row per session, a rerun indented under its parent with what was changed; the damaged ones last."""
-    columns = ("session", "pipeline", "status", "when", "took", "question")
+    columns = ("session", "pipeline", "status", "when", "took", "tokens/s", "question")
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    table.columns[columns.index("tokens/s")].justify = "right"
     for depth, session in tree:
         when = session.created.astimezone().strftime("%Y-%m-%d %H:%M")
         took = f"{(session.ended - session.created).total_seconds():.1f} s" if session.ended else ""
         question = " ".join(session.question.split())
         if session.from_stage:
-            question = ", ".join((f"from {session.from_stage}", *session.changed))
+            question = session.came_from
         shown = escape(question[:60] + "…" * (len(question) > 60))
         name = "  " * (depth - 1) + "└ " * (depth > 0) + session.id
-        table.add_row(name, escape(session.pipeline), session.status, when, took, shown)
+        speed = f"{session.tokens_per_s:.1f}" if session.tokens_per_s else ""
+        table.add_row(name, escape(session.pipeline), session.status, when, took, speed, shown)
     for error in damaged:
-        table.add_row("", "", "damaged", "", "", escape(str(error)), style="red")
+        table.add_row("", "", "damaged", "", "", "", escape(str(error)), style="red")
     return table
 
 

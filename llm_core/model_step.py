@@ -1,6 +1,6 @@
 """A step in which a model answers: what it is asked, and the record of what came of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -48,3 +48,13 @@ def as_member(stage: StagePlan, call: Call, question: str, texts: Mapping[str, s
 def input_texts(inputs: Mapping[str, StepRecord]) -> dict[str, str]:
     """What each stage that is read hands on, by the last step of it."""
     return {source: step.output or step.text for source, step in inputs.items()}
+
+
+def throughput(steps: Iterable[StepRecord]) -> float | None:
+    """Tokens/s of the models that answered in `steps`, over the time in which at least one of them was at work."""
+    n_tokens, busy_s, end = 0, 0.0, datetime.min.replace(tzinfo=UTC)
+    for step in sorted((step for step in steps if step.completion_tokens), key=lambda step: step.started):
+        n_tokens += step.completion_tokens or 0
+        busy_s += max(0.0, (step.ended - max(step.started, end)).total_seconds())
+        end = max(end, step.ended)
+    return n_tokens / busy_s if busy_s else None

@@ -93,15 +93,15 @@ class Session:
         degraded = dict.fromkeys((*self.record.degraded, *step.degraded))
         self._update(files={**self.record.files, step.id: file_name}, degraded=tuple(degraded))
 
-    def complete(self, answer: str) -> None:
+    def complete(self, answer: str, tokens_per_s: float | None = None) -> None:
         self._write("final.txt", answer)
-        self._update(status="completed", ended=datetime.now(UTC))
+        self._update(status="completed", ended=datetime.now(UTC), tokens_per_s=tokens_per_s)
 
     def suspend(self) -> None:
         self._update(status="suspended")
 
-    def fail(self, error: str, status: Status = "failed") -> None:
-        self._update(status=status, ended=datetime.now(UTC), error=error)
+    def fail(self, error: str, status: Status = "failed", tokens_per_s: float | None = None) -> None:
+        self._update(status=status, ended=datetime.now(UTC), error=error, tokens_per_s=tokens_per_s)
 
     def _update(self, **changes: Any) -> None:
         self.record = self.record.model_copy(update=changes)
@@ -188,6 +188,21 @@ def load_steps(folder: Path, session: SessionRecord) -> list[StepRecord]:
     names = [] if session.dataset else session.files.values()
     steps = [_read(folder / session.id / name, StepRecord) for name in names]
     return sorted(steps, key=lambda step: (step.number, step.position))
+
+
+def load_final(folder: Path, session: SessionRecord) -> str | None:
+    """The final answer, where the run came so far.
+
+    Raises:
+        SessionError: its file cannot be read.
+    """
+    path = folder / session.id / "final.txt"
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SessionError(f"{path}: {error}") from None
 
 
 def _read(path: Path, model: type[RecordT]) -> RecordT:

@@ -118,7 +118,14 @@ class SessionRecord(BaseModel):
     created: datetime
     ended: datetime | None = None
     error: str | None = None
+    tokens_per_s: float | None = None
+    """Of all its models together, while at least one was at work."""
     degraded: tuple[str, ...] = ()
     """What any step had to give up for want of memory."""
     files: dict[str, str] = Field(default_factory=dict)
     """File name of each finished step, by step id, in order."""
+
+    @property
+    def came_from(self) -> str:
+        """Of a rerun: where it left its parent, and what is different."""
+        return ", ".join((f"from {self.from_stage}", *self.changed))

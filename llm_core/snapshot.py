@@ -75,16 +75,11 @@ def load_snapshot(folder: Path, session_id: str) -> Snapshot:
     Raises:
         SessionError: it cannot be read.
     """
-    path = folder / session_id / "config_snapshot.json"
+    path, written = _file(folder, session_id), read_snapshot(folder, session_id)
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
         saved = _SavedSnapshot.model_validate(written)
-    except OSError as error:
-        raise SessionError(f"{path}: {error.strerror or error}") from None
     except ValidationError as error:
         raise SessionError(f"{path}: damaged: {describe(error)}") from None
-    except ValueError as error:
-        raise SessionError(f"{path}: damaged: {error}") from None
     registry = ModelRegistry(path, path.parent, saved.defaults)
     gone: dict[str, str] = {}
     for name, model in saved.models.items():
@@ -94,3 +89,25 @@ def load_snapshot(folder: Path, session_id: str) -> Snapshot:
             gguf, gone[name] = GgufFile(model.file, model.size_bytes, {}, ()), str(error)
         registry.available[name] = LocalModel(name, model.entry, gguf)
     return Snapshot(path, saved.pipeline, registry, gone, written["models"], saved.machine.cpu)
+
+
+def read_snapshot(folder: Path, session_id: str) -> dict[str, Any]:
+    """The snapshot of a session as it stands in its file.
+
+    Raises:
+        SessionError: it cannot be read.
+    """
+    path = _file(folder, session_id)
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SessionError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise SessionError(f"{path}: damaged: {error}") from None
+    if not isinstance(written, dict):
+        raise SessionError(f"{path}: damaged: not a JSON object")
+    return written
+
+
+def _file(folder: Path, session_id: str) -> Path:
+    return folder / session_id / "config_snapshot.json"

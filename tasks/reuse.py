@@ -8,7 +8,8 @@ from prefect.cache_policies import NO_CACHE
 
 from llm_core.session import load_step
 from llm_core.session_records import StepRecord
-from tasks.record import artifact_key, step_markdown
+from llm_core.session_report import step_markdown
+from tasks.record import artifact_key
 from tasks.run import Run
 
 

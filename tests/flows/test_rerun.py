@@ -99,14 +99,28 @@ async def test_stage_and_what_depends_on_it_run_again_and_nothing_else(
     assert {record.files[step] for step in record.reused} == kept
 
 
-async def test_run_links_to_its_parents(parent: Project) -> None:
-    result = await rerun("session_001", "note")
-    ids = [load_session(parent.sessions, id).flow_run_id for id in ("session_001", result.session_id)]
-    by_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[ids[1]]))
+async def artifact_of(project: Project, session_id: str, key: str) -> str:
+    """The one artifact with this key that the session's flow run has made."""
+    flow_run_id = load_session(project.sessions, session_id).flow_run_id
+    by_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
     async with get_client() as client:
         found = await client.read_artifacts(artifact_filter=by_run)
-    (link,) = [artifact for artifact in found if artifact.key == "session-001-parent"]
-    assert f"/runs/flow-run/{ids[0]}" in link.data
+    (artifact,) = [artifact for artifact in found if artifact.key == key]
+    return str(artifact.data)
+
+
+async def test_run_links_to_its_parents(parent: Project) -> None:
+    result = await rerun("session_001", "note")
+    parents_run = load_session(parent.sessions, "session_001").flow_run_id
+    assert f"/runs/flow-run/{parents_run}" in await artifact_of(parent, result.session_id, "session-001-parent")
+
+
+async def test_run_shows_what_differs_from_its_parent(parent: Project) -> None:
+    result = await rerun("session_001", "note", changes=[StageChange(stage="note", parameters=("max_tokens=3",))])
+    shown = await artifact_of(parent, result.session_id, "base-diff")
+    assert "- `stages.note.generation.max_tokens`: ~~(not set)~~ **3**" in shown
+    assert "## 4 merge: b: the same answer" in shown
+    assert "## 5 note: a\n" in shown
 
 
 async def test_parent_stays_as_it_was(parent: Project) -> None:
