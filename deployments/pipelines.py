@@ -12,7 +12,7 @@ TAG = "gguf-flow"
 
 
 def deployments(pipelines: dict[str, PipelineSpec]) -> list[RunnerDeployment]:
-    """Of the pipelines by name, each under its flow's name, and of `manual`, `rerun` and `batch`.
+    """Of the pipelines by name, each under its flow's name, and of gguf-flow's own flows.
 
     The entrypoints are modules, so that a run finds them from any folder.
     """

@@ -14,7 +14,7 @@ from llm_core.schedule import ScheduleSpec
 
 BASE = "base"
 """The name under which `base_pipeline` runs."""
-RESERVED = ("manual", "rerun", "batch")
+RESERVED = ("manual", "rerun", "prune", "batch")
 """Flows of gguf-flow's own, which are served under these names."""
 QUESTION = "question"
 """Always there; as `input_from: question` it says that a stage reads nothing else."""

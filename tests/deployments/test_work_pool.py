@@ -38,7 +38,7 @@ def test_prefect_yaml_deploys_and_a_worker_runs_what_it_says(tmp_path: Path) -> 
     api = httpx.Client(base_url=url, timeout=30)
     made = {(d["name"], d["work_pool_name"]): d for d in api.post("/deployments/filter", json={}).json()}
     names = {name for name, pool in made if pool == "workstation"}
-    assert names == {"base", "base-every-morning", "manual", "rerun", "batch"}
+    assert names == {"base", "base-every-morning", "manual", "rerun", "prune", "batch"}
     (cron,) = made["base-every-morning", "workstation"]["schedules"]
     assert (cron["schedule"]["cron"], cron["schedule"]["timezone"]) == ("0 7 * * 1-5", "Europe/Berlin")
     assert made["base", "workstation"]["global_concurrency_limit"]["limit"] == 1
