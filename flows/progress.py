@@ -115,6 +115,8 @@ def _ask_person(console: Console, stage: str, text: str) -> str:
 
 
 def _figures(record: StepRecord) -> str:
+    if record.reused_from:
+        return f"reused from {record.reused_from}"
     load = f", loaded in {record.load_s:.1f} s" if record.load_s else ""
     return f"{record.completion_tokens} tokens, {record.tokens_per_s or 0:.0f} tokens/s{load}"
 

@@ -13,6 +13,7 @@ from flows.plain_http import without_certificates
 from flows.planned import Planned
 from flows.pools import run_pool
 from flows.snapshot import config_snapshot
+from llm_core.answer_cache import AnswerCache
 from llm_core.call_params import LoadParams
 from llm_core.errors import InsufficientMemory
 from llm_core.machine import physical_cores
@@ -34,6 +35,7 @@ class Resources:
     plan: Plan
     pool: Pool
     estimates: MemoryEstimates
+    answers: AnswerCache
     residency: Residency | InsufficientMemory
     snapshot: dict[str, Any]
 
@@ -41,7 +43,7 @@ class Resources:
         """What the tasks share; from here on the pool knows what will be asked for."""
         assert isinstance(self.residency, Residency)
         self.pool.expect(_uses(self.residency))
-        return Run(self.plan, self.residency, self.pool, self.estimates, session, physical_cores())
+        return Run(self.plan, self.residency, self.pool, self.estimates, session, self.answers, physical_cores())
 
 
 @asynccontextmanager
@@ -62,7 +64,8 @@ async def run_resources(planned: Planned, settings: Settings, at_once: int = 1) 
         pool = await held.enter_async_context(_in_thread(run_pool(mode, settings, estimates, _say)))
         residency = await asyncio.to_thread(_residency, planned.running, pool, estimates, at_once)
         snapshot = await asyncio.to_thread(config_snapshot, planned, residency, settings)
-        yield Resources(planned.plan, pool, estimates, residency, snapshot)
+        answers = AnswerCache(settings.sessions_folder, settings.cache_folder)
+        yield Resources(planned.plan, pool, estimates, answers, residency, snapshot)
 
 
 def _residency(plan: Plan, pool: Pool, estimates: MemoryEstimates, at_once: int) -> Residency | InsufficientMemory:

@@ -39,6 +39,29 @@ def record_of(
     )
 
 
+def reused_record(stage: StagePlan, call: Call, step: str, session_id: str, found: StepRecord) -> StepRecord:
+    """An earlier answer as the record of `step`: without the time and the memory that it took then."""
+    now = datetime.now(UTC)
+    spent = dict.fromkeys(("load_s", "ttft_s", "tpot_s", "tokens_per_s", "peak_rss_bytes", "peak_vram_bytes"))
+    return found.model_copy(
+        update=spent
+        | {
+            "id": f"{stage.number} {step}",
+            "number": stage.number,
+            "position": 0,
+            "stage": stage.id,
+            "kind": "answer",
+            "member": call.member,
+            "model": call.model,
+            "output": None,
+            "aggregation": None,
+            "reused_from": session_id,
+            "started": now,
+            "ended": now,
+        }
+    )
+
+
 def as_member(stage: StagePlan, call: Call, question: str, texts: Mapping[str, str], answer: StepRecord) -> StepRecord:
     """`answer` at its member's place in the stage, with what a stage of one member hands on."""
     output = None if stage.aggregation else stage_output(stage.output_mode, question, texts, answer.text)

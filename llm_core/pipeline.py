@@ -79,6 +79,7 @@ class StageSpec(Document):
     aggregation: AggregationSpec | None = None
     approve: bool = Field(False, description="a person looks at the answer, and may edit it, before the run goes on")
     retries: int | None = Field(None, ge=0, le=100, description="of a step whose model process crashed")
+    cache: bool | None = Field(None, description="answer an identical call from an earlier session")
 
     @model_validator(mode="before")
     @classmethod
@@ -164,6 +165,7 @@ class PipelineSpec(Document):
     description: str | None = None
     execution_mode: ExecutionMode = "auto"
     retries: int = Field(2, ge=0, le=100, description="of a step whose model process crashed")
+    cache: bool = Field(False, description="answer identical calls from earlier sessions")
     on_insufficient_memory: Literal["sequential", "fail"] = Field(
         "fail", description="what mode parallel does where a stage's models do not fit side by side"
     )

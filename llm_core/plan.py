@@ -36,6 +36,8 @@ class Call:
     system_prompt: str | None = None
     instructions: str | None = None
     strip_reasoning: bool = False
+    cache: bool = False
+    """Whether an identical call of an earlier session may answer it."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class _Planner:
         repetition = 0
         if member.generation.seed is None:  # one written for this member is taken as it is
             repetition = sum(call.model == member.model for call in before)
+        sampling = self._sampling(written.over(model.entry.params).over(self.registry.defaults), repetition)
         return Call(
             member=_free_label(member.model, {call.member for call in before}),
             model=member.model,
@@ -166,11 +169,18 @@ class _Planner:
             n_gpu_layers=written.over(model.entry.params).over(self.registry.defaults).n_gpu_layers,
             n_layers=(model.gguf.n_layers or 0) + 1,
             threads=model.entry.params.threads or self.registry.defaults.threads,
-            sampling=self._sampling(written.over(model.entry.params).over(self.registry.defaults), repetition),
+            sampling=sampling,
             system_prompt=stage.system_prompt if member.system_prompt is None else member.system_prompt,
             instructions=stage.instructions if member.instructions is None else member.instructions,
             strip_reasoning=model.entry.strip_reasoning,
+            cache=self._cache(key, stage, sampling),
         )
+
+    def _cache(self, key: str, stage: StageSpec, sampling: SamplingParams) -> bool:
+        comes_again = sampling.temperature == 0 or sampling.seed is not None
+        if stage.cache and not comes_again:
+            raise PlanError(f"{key}: cache: true needs an answer that comes again; set a seed, or temperature 0")
+        return comes_again and (self.spec.cache if stage.cache is None else stage.cache)
 
     def _model(self, key: str, stage_id: str, name: str) -> LocalModel:
         if name in self.registry.available:
@@ -221,7 +231,7 @@ class _Planner:
             instructions=spec.instructions,
             generation=spec.generation,
         )
-        plain = StageSpec(id=stage.id, type="single", members=(member,), generation=stage.generation)
+        plain = StageSpec(id=stage.id, type="single", members=(member,), generation=stage.generation, cache=stage.cache)
         return AggregationPlan(spec.type, spec.template, self._call(f"{key}.synthesis_model", plain, member, []))
 
 
@@ -256,4 +266,5 @@ def _call_line(branch: str, label: str, call: Call) -> str:
         parameters.append(f"seed {'drawn' if sampling.seed is None else sampling.seed}")
     parameters += [f"max_tokens {sampling.max_tokens}", f"n_ctx {load.n_ctx}"]
     parameters += [f"KV {load.kv_type}"] if load.kv_type != "f16" else []
+    parameters += ["cache"] if call.cache else []
     return f"   {branch} {label} ({Path(load.path).name}): {' · '.join(parameters)}"

@@ -91,7 +91,9 @@ class Session:
         """Save one finished step."""
         self._write(file_name, step.model_dump_json(indent=2))
         degraded = dict.fromkeys((*self.record.degraded, *step.degraded))
-        self._update(files={**self.record.files, step.id: file_name}, degraded=tuple(degraded))
+        reused = (*self.record.reused, step.id) if step.reused_from else self.record.reused
+        files = {**self.record.files, step.id: file_name}
+        self._update(files=files, degraded=tuple(degraded), reused=tuple(dict.fromkeys(reused)))
 
     def complete(self, answer: str, tokens_per_s: float | None = None) -> None:
         self._write("final.txt", answer)
@@ -177,7 +179,7 @@ def load_session(folder: Path, id: str) -> SessionRecord:
     Raises:
         SessionError: there is no such session, or it is damaged.
     """
-    if not _FOLDER_NAME.fullmatch(id) or not (folder / id).is_dir():
+    if not is_session_name(id) or not (folder / id).is_dir():
         raise SessionError(f"no session '{id}' in {folder}; `gguf-flow sessions` lists them")
     record = _read(folder / id / "session.json", SessionRecord)
     return record.model_copy(update={"id": id})  # a folder may have been copied or renamed
@@ -225,6 +227,10 @@ def _next_folder(folder: Path) -> Path:
             return path
         except FileExistsError:
             continue
+
+
+def is_session_name(name: str) -> bool:
+    return _FOLDER_NAME.fullmatch(name) is not None
 
 
 def _number(path: Path) -> int:

@@ -60,6 +60,10 @@ class StepRecord(BaseModel):
     peak_vram_bytes: int | None = None
     degraded: tuple[str, ...] = ()
     """What had to be given up for want of memory."""
+    cache_key: str | None = None
+    """Of an answer that an identical call may take over."""
+    reused_from: str | None = None
+    """The session whose answer this is, where `cache` spared the model the work."""
     started: datetime
     ended: datetime
     aggregation: dict[str, Any] | None = None
@@ -108,7 +112,8 @@ class SessionRecord(BaseModel):
     changed: tuple[str, ...] = ()
     """What differs from the parent, as it was given."""
     reused: tuple[str, ...] = ()
-    """Steps that were not run again: their files are the parent's, byte for byte."""
+    """Steps that no model was asked for: the parent's, whose files are its own byte for byte, and those that `cache`
+    took from other sessions."""
     status: Status = "running"
     pipeline: str
     question: str

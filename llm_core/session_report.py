@@ -25,7 +25,10 @@ def session_markdown(session: SessionRecord, steps: list[StepRecord], answer: st
 
 def step_markdown(step: StepRecord) -> str:
     """Answer, timings, parameters and prompt of a step, for people."""
-    parts = [f"## {step.id}", _quoted(step.text)]
+    parts = [f"## {step.id}"]
+    if step.reused_from:
+        parts.append(f"*Reused from {step.reused_from}: the call is identical.*")
+    parts.append(_quoted(step.text))
     if step.reasoning:
         parts += ["### Reasoning", _quoted(step.reasoning)]
     if step.aggregation:

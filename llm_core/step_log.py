@@ -37,13 +37,14 @@ class StepLog:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def add(self, record: ItemStep) -> None:
-        """Append a record; it is with the system when this returns."""
+    def add(self, record: ItemStep) -> tuple[int, int]:
+        """Append a record; it is with the system when this returns, at this offset and of this length."""
         line = record.model_dump_json(exclude_none=True).encode() + b"\n"
         with self._lock:
             self._file.write(line)
             self._file.flush()
             self._remember(record.item, record.error, line)
+            return self._lines[record.item]
 
     def get(self, item: int) -> ItemStep | None:
         """The record of an item, or `None` if there is none yet."""

@@ -35,7 +35,7 @@ class DatasetRun(Run):
     """The next stage comes only when this one is through all items; its models would lie idle meanwhile."""
 
     def __init__(self, run: Run, items: list[Item], logs: dict[str, StepLog], results: DatasetResults) -> None:
-        super().__init__(run.plan, run.residency, run.pool, run.estimates, run.session, run.cores)
+        super().__init__(run.plan, run.residency, run.pool, run.estimates, run.session, run.answers, run.cores)
         self.items, self.logs, self.results = items, logs, results
 
 
@@ -171,8 +171,10 @@ class Pass:
     def _save(self, item: Item, outcome: StepRecord | GgufFlowError | None) -> tuple[int, bool]:
         n_tokens, failed = 0, isinstance(outcome, GgufFlowError)
         if isinstance(outcome, StepRecord):
-            n_tokens = outcome.completion_tokens or 0
-            self._log.add(ItemStep(item=item.number, **outcome.model_dump()))
+            n_tokens = 0 if outcome.reused_from else outcome.completion_tokens or 0
+            lines = self._log.add(ItemStep(item=item.number, **outcome.model_dump()))
+            if outcome.cache_key:
+                self._run.answers.keep(outcome.cache_key, self._log.path, lines)
         elif isinstance(outcome, GgufFlowError):
             self._log.add(self._error_record(item, outcome))
         self._run.results.settle(item)

@@ -8,7 +8,7 @@ from prefect import task
 from prefect.context import TaskRunContext
 
 from llm_core.errors import ModelCrashed
-from llm_core.model_step import as_member, input_texts, record_of, request_of
+from llm_core.model_step import as_member, input_texts, record_of, request_of, reused_record
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import user_message
 from llm_core.session import step_files
@@ -72,13 +72,18 @@ def member_answer(
 def ask(
     run: Run, stage: StagePlan, call: Call, step: str, message: str, threads: int, on_token: OnToken | None = None
 ) -> StepRecord:
-    """One generation as the record of `step`."""
+    """One generation as the record of `step`, or what an identical one has said before."""
     started = datetime.now(UTC)
-    load = run.placed[call]
-    result = run.pool.generate(load, call.model, request_of(call, message, threads, run.cores), on_token)
-    if not result.degraded:
-        run.estimates.measured(load, result.peak_rss_bytes, result.peak_vram_bytes)
-    return record_of(stage, call, step, load, threads, result, started)
+    load, request = run.placed[call], request_of(call, message, threads, run.cores)
+    key = run.answers.key(load, request) if call.cache else None
+    if key and (found := run.answers.find(key)):
+        return reused_record(stage, call, step, *found)
+    result = run.pool.generate(load, call.model, request, on_token)
+    answer = record_of(stage, call, step, load, threads, result, started)
+    if result.degraded:
+        return answer
+    run.estimates.measured(load, result.peak_rss_bytes, result.peak_vram_bytes)
+    return answer.model_copy(update={"cache_key": key})
 
 
 def stage_files(stage: StagePlan) -> dict[str | None, str]:

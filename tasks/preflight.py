@@ -1,5 +1,6 @@
 """The precondition of a stage: is there memory for its models now, and side by side or one after another?"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,12 @@ from llm_core.errors import InsufficientMemory
 from llm_core.machine import RAM, fits, gib, sums
 from llm_core.memory import by_device
 from llm_core.memory_plan import needs_table
+from llm_core.model_step import input_texts, request_of
 from llm_core.placement import threads_for
-from llm_core.plan import StagePlan
+from llm_core.plan import Call, StagePlan
+from llm_core.prompts import user_message
 from llm_core.residency import decide
+from llm_core.session_records import StepRecord
 from tasks.record import artifact_key
 from tasks.run import Run
 
@@ -46,9 +50,11 @@ def preflight(run: Run, stage: StagePlan, inputs: dict[str, Any]) -> Admission:
     create_table_artifact(key=key, table=table, description=decision)
     if parallel and run.prefetches and not run.is_done(stage):
         for placement in placements:
-            run.pool.prefetch(placement.load, placement.call.model)
+            if not _is_known(run, stage, placement.call, threads, inputs):
+                run.pool.prefetch(placement.load, placement.call.model)
         for load in run.stage(stage.id).prefetched:
-            run.pool.prefetch(load, run.model_of(load))
+            if load in run.surely_asked:
+                run.pool.prefetch(load, run.model_of(load))
     return Admission(stage.id, parallel, {call.member: threads[call] for call in stage.calls})
 
 
@@ -56,6 +62,17 @@ def preflight(run: Run, stage: StagePlan, inputs: dict[str, Any]) -> Admission:
 def refuse(refusal: InsufficientMemory) -> None:
     """Fail with `refusal`: the whole run can never fit."""
     raise refusal
+
+
+def _is_known(
+    run: Run, stage: StagePlan, call: Call, threads: Mapping[Call, int], inputs: Mapping[str, StepRecord]
+) -> bool:
+    """Whether `cache` is likely to spare the model the work; of a synthesis nobody can tell yet."""
+    if not call.cache or call not in stage.calls:
+        return call.cache
+    message = user_message(run.session.record.question, input_texts(inputs), call.instructions)
+    key = run.answers.key(run.placed[call], request_of(call, message, threads[call], run.cores))
+    return key is not None and run.answers.find(key) is not None
 
 
 def _decision(run: Run, stage: StagePlan, parallel: bool) -> str:

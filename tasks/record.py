@@ -16,8 +16,11 @@ def record(run: Run, step: StepRecord, file_name: str) -> None:
     """Save `step`, then show it as a markdown artifact of the task run that made it."""
     with _one_writer:
         run.session.add(step, file_name)
+    if step.cache_key:
+        run.answers.keep(step.cache_key, run.session.path / file_name)
     key = artifact_key(run.plan.pipeline, step.stage, step.member or step.kind)
-    create_markdown_artifact(key=key, markdown=step_markdown(step), description=step.id)
+    reused = f", reused from {step.reused_from}" if step.reused_from else ""
+    create_markdown_artifact(key=key, markdown=step_markdown(step), description=f"{step.id}{reused}")
 
 
 def artifact_key(*names: str) -> str:

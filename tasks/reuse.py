@@ -23,6 +23,6 @@ def reuse(run: Run, step_id: str, inputs: dict[str, Any]) -> StepRecord:
     session = run.session
     step = load_step(session.path.parent, session.record, step_id)
     key = artifact_key(run.plan.pipeline, step.stage, step.member or step.kind)
-    markdown = f"*Reused from {session.record.parent}.*\n\n{step_markdown(step)}"
+    markdown = f"*Carried over from {session.record.parent}.*\n\n{step_markdown(step)}"
     create_markdown_artifact(key=key, markdown=markdown, description=f"{step.id}, reused")
     return step

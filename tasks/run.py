@@ -3,6 +3,7 @@
 from contextvars import ContextVar
 from typing import Protocol
 
+from llm_core.answer_cache import AnswerCache
 from llm_core.call_params import LoadParams
 from llm_core.machine import Bytes
 from llm_core.memory import MemoryEstimates, ModelNeed
@@ -61,10 +62,13 @@ class Run:
         pool: Pool,
         estimates: MemoryEstimates,
         session: Session,
+        answers: AnswerCache,
         cores: int,
     ) -> None:
         self.plan, self.residency, self.pool = plan, residency, pool
-        self.estimates, self.session, self.cores = estimates, session, cores
+        self.estimates, self.session, self.answers, self.cores = estimates, session, answers, cores
+        self.surely_asked = {p.load for stage in residency.stages for p in stage.placements if not p.call.cache}
+        """Loads that somebody will ask, whatever `cache` knows."""
         self.placed = {p.call: p.load for stage in residency.stages for p in stage.placements}
 
     def need(self, load: LoadParams) -> ModelNeed:

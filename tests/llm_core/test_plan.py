@@ -26,10 +26,10 @@ def files(project: Project) -> None:
     write_tiny_gguf(project.path / "models" / "silent.gguf", llama__context_length=None)
 
 
-def plan(project: Project, models: str, *stages: str, pipeline: str = "base") -> Plan:
+def plan(project: Project, models: str, *stages: str, pipeline: str = "base", more: str = "") -> Plan:
     project.models(models)
     key = "base_pipeline:" if pipeline == "base" else f"pipelines:\n  {pipeline}:"
-    path = project.pipeline(f"{key} {{stages: [{', '.join(stages)}]}}")
+    path = project.pipeline(f"{key} {{stages: [{', '.join(stages)}], {more}}}")
     return make_plan(load_pipeline(path, pipeline), load_registry(Settings()), source=path)
 
 
@@ -320,3 +320,31 @@ def test_samples_of_a_member_go_before_those_of_its_stage(project: Project) -> N
 def test_wrong_samples_bias_and_attention_are_refused(project: Project, stage: str, problem: str) -> None:
     with pytest.raises((ConfigError, PlanError), match=re.escape(problem)):
         plan(project, ONE_MODEL, stage)
+
+
+SEEDED = "generation: {temperature: 1.0, seed: 3}"
+
+
+@pytest.mark.parametrize(
+    ("of_pipeline", "of_stage", "is_cached"),
+    [
+        ("", SEEDED, False),
+        ("cache: true", SEEDED, True),
+        ("cache: true", f"{SEEDED}, cache: false", False),
+        ("", f"{SEEDED}, cache: true", True),
+        ("", "generation: {temperature: 0}, cache: true", True),
+        ("cache: true", "generation: {temperature: 1.0}", False),
+    ],
+)
+def test_answers_that_come_again_are_cached_where_stage_or_pipeline_says_so(
+    project: Project, of_pipeline: str, of_stage: str, is_cached: bool
+) -> None:
+    stage = f"{{id: a, model: m, {of_stage}}}"
+    assert plan(project, ONE_MODEL, stage, more=of_pipeline).stages[0].calls[0].cache is is_cached
+
+
+def test_stage_that_asks_for_a_cache_of_drawn_answers_is_refused(project: Project) -> None:
+    with pytest.raises(
+        PlanError, match=r"stages\[0\]\.model: cache: true needs an answer that comes again; set a seed"
+    ):
+        plan(project, ONE_MODEL, "{id: a, model: m, generation: {temperature: 1.0}, cache: true}")
