@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from flows.console import say, stderr, stdout
-from flows.tables import human_bytes, models_table, status_table
+from flows.models_table import human_bytes, models_table, status_table
 from llm_core.documents import load_document, near_name
 from llm_core.errors import InputError, ModelFileError, PullError
 from llm_core.gguf_file import read_gguf

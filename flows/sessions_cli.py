@@ -7,12 +7,9 @@ from typing import Annotated
 from cyclopts import App, Parameter, validators
 
 from flows.console import say, stdout
-from flows.diff_view import diff_text
-from flows.tables import session_text, sessions_table
+from flows.sessions_table import session_text, sessions_lines
 from llm_core.errors import InputError, SessionError
 from llm_core.session import list_sessions, load_final, load_session, load_steps
-from llm_core.session_diff import diff_sessions
-from llm_core.session_export import export_session
 from llm_core.session_history import Wanted, as_tree, delete_session, parse_age, to_prune
 from llm_core.session_records import SessionRecord, Status
 from llm_core.settings import Settings
@@ -47,9 +44,13 @@ def list_all_sessions(
     found = list(list_sessions(folder))
     readable = [session for session in found if isinstance(session, SessionRecord) and wanted.has(session)]
     damaged = [session for session in found if isinstance(session, SessionError)] if wanted == Wanted() else []
-    if readable or damaged:
-        stdout.print(sessions_table(as_tree(readable), damaged))
-    else:
+    if readable:
+        heading, *lines = sessions_lines(as_tree(readable), stdout.width)
+        stdout.print(heading, style="bold", markup=False, highlight=False, soft_wrap=True)
+        print("\n".join(lines))
+    for error in damaged:
+        stdout.print(f"damaged: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if not (readable or damaged):
         say(f"no such session in {folder}" if found else f"no session yet in {folder}")
 
 
@@ -130,6 +131,9 @@ def diff_two_sessions(a: str, b: str) -> None:
     b
         Such as session_002.
     """
+    from flows.diff_view import diff_text
+    from llm_core.session_diff import diff_sessions
+
     diff = diff_sessions(Settings().sessions_folder, a, b)
     stdout.print(diff_text(diff, colour=stdout.color_system is not None), soft_wrap=True)
 
@@ -145,6 +149,8 @@ def export_one_session(id: str, *, output: Annotated[Path | None, Parameter(name
     output
         A Markdown report (.md) or a zip of all its files (.zip); ID.md here if left out.
     """
+    from llm_core.session_export import export_session
+
     target = output or Path(f"{id}.md")
     export_session(Settings().sessions_folder, id, target)
     say(f"{id}: {target}")

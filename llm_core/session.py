@@ -182,7 +182,7 @@ def load_session(folder: Path, id: str) -> SessionRecord:
     if not is_session_name(id) or not (folder / id).is_dir():
         raise SessionError(f"no session '{id}' in {folder}; `gguf-flow sessions` lists them")
     record = _read(folder / id / "session.json", SessionRecord)
-    return record.model_copy(update={"id": id})  # a folder may have been copied or renamed
+    return record if record.id == id else record.model_copy(update={"id": id})  # a folder may have been renamed
 
 
 def load_steps(folder: Path, session: SessionRecord) -> list[StepRecord]:

@@ -221,7 +221,29 @@ def test_run_prints_the_answer_alone_on_stdout_and_progress_on_stderr(small_proj
     shown = gguf_flow("sessions", "show", "session_001")
     assert answer.strip() in shown.stdout
     listed = gguf_flow("sessions")
-    assert listed.stdout.splitlines()[1].split()[:3] == ["session_001", "base", "completed"]
+    heading, row = (line.split() for line in listed.stdout.splitlines())
+    assert row[:3] == ["session_001", "base", "completed"]
+    assert float(row[heading.index("tokens/s") + 2]) > 0, "date and unit are words of their own"
+
+
+def test_finished_run_is_looked_at_step_by_step_compared_and_given_away(
+    small_project: Project, server_url: str
+) -> None:
+    for question in ("What is ice?", "What is snow?"):
+        assert gguf_flow("run", question, PREFECT_API_URL=server_url).returncode == 0
+    first = gguf_flow("sessions", "show", "session_001", "--step", "1").stdout
+    assert "── 1 draft: a (a)" in first
+    assert "── 2 panel" not in first
+    assert_refused(
+        gguf_flow("sessions", "show", "session_001", "--step", "7"), "session_001 has no step 7; it has 1, 2"
+    )
+    diff = gguf_flow("sessions", "diff", "session_001", "session_002").stdout
+    assert "question: What is [-ice?-] {+snow?+}" in diff
+    assert "── 2 panel: concat\n" in diff
+    exported = gguf_flow("sessions", "export", "session_001", "-o", "report.md")
+    assert (exported.returncode, exported.stdout, exported.stderr) == (0, "", "session_001: report.md\n")
+    assert (small_project.path / "report.md").read_text().startswith("# session_001\n\n> What is ice?\n")
+    assert_refused(gguf_flow("sessions", "export", "session_001", "-o", "report.md"), "report.md is there already")
 
 
 def test_run_json_is_one_object_with_every_step(small_project: Project, server_url: str) -> None:
@@ -263,7 +285,7 @@ def test_question_longer_than_the_context_is_one_line_and_exit_code_2(small_proj
 
 
 def test_commands_that_need_no_prefect_do_not_import_it(small_project: Project) -> None:
-    for command in (["plan"], ["models"], ["sessions"]):
+    for command in (["plan"], ["models"], ["sessions"], ["--help"]):
         script = (
             "import sys\nfrom flows.cli import main\n"
             f"sys.argv = ['gguf-flow', *{command!r}]\n"

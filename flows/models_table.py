@@ -1,16 +1,13 @@
-"""Models and sessions as tables for the terminal."""
+"""Models as tables for the terminal."""
 
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from llm_core.errors import SessionError
 from llm_core.memory import Measured, MemoryEstimates
 from llm_core.registry import ModelRegistry
-from llm_core.session_records import SessionRecord, StepRecord
 
 
 def human_bytes(n: int) -> str:
@@ -59,36 +56,3 @@ def status_table(rows: list[dict[str, Any]]) -> Table:
         cells = [row["model"], row["file"], row["n_ctx"], row["state"], memory, used, "yes" * row["pinned"], row["pid"]]
         table.add_row(*(escape(str(cell)) for cell in cells))
     return table
-
-
-def sessions_table(tree: Iterable[tuple[int, SessionRecord]], damaged: Iterable[SessionError]) -> Table:
-    """A row per session, a rerun indented under its parent with what was changed; the damaged ones last."""
-    columns = ("session", "pipeline", "status", "when", "took", "tokens/s", "question")
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    table.columns[columns.index("tokens/s")].justify = "right"
-    for depth, session in tree:
-        when = session.created.astimezone().strftime("%Y-%m-%d %H:%M")
-        took = f"{(session.ended - session.created).total_seconds():.1f} s" if session.ended else ""
-        question = " ".join(session.question.split())
-        if session.from_stage:
-            question = session.came_from
-        shown = escape(question[:60] + "…" * (len(question) > 60))
-        name = "  " * (depth - 1) + "└ " * (depth > 0) + session.id
-        speed = f"{session.tokens_per_s:.1f}" if session.tokens_per_s else ""
-        table.add_row(name, escape(session.pipeline), session.status, when, took, speed, shown)
-    for error in damaged:
-        table.add_row("", "", "damaged", "", "", "", escape(str(error)), style="red")
-    return table
-
-
-def session_text(session: SessionRecord, steps: list[StepRecord], answer: str | None) -> str:
-    """A session to read: question, each step's answer, the final one."""
-    parts = [f"{session.id} · {session.pipeline} · {session.status}", f"Question: {session.question}"]
-    for step in steps:
-        model = f" ({step.model})" if step.model else ""
-        parts.append(f"── {step.id}{model}\n{step.text}")
-    if session.error:
-        parts.append(f"── error\n{session.error}")
-    if answer is not None:
-        parts.append(f"── answer\n{answer}")
-    return "\n\n".join(parts)
