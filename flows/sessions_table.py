@@ -17,11 +17,11 @@ def sessions_lines(tree: Iterable[tuple[int, SessionRecord]], width: int) -> Ite
     Written by hand, because rich takes 3 s for a table of 5,000 rows.
     """
     rows = [COLUMNS, *(_row(depth, session) for depth, session in tree)]
-    *widths, _ = (max(map(cell_len, column)) for column in zip(*rows, strict=True))
+    *widths, _ = (max(map(_cells, column)) for column in zip(*rows, strict=True))
     room = max(QUESTION_CELLS, width - sum(widths) - 2 * len(widths))
     for *cells, question in rows:
-        shown = question if cell_len(question) <= room else set_cell_size(question, room - 1) + "…"
-        yield "  ".join((*map(set_cell_size, cells, widths), shown))
+        shown = question if _cells(question) <= room else set_cell_size(question, room - 1) + "…"
+        yield "  ".join((*map(_padded, cells, widths), shown))
 
 
 def _row(depth: int, session: SessionRecord) -> tuple[str, ...]:
@@ -34,6 +34,14 @@ def _row(depth: int, session: SessionRecord) -> tuple[str, ...]:
         f"{session.tokens_per_s:.1f}" if session.tokens_per_s else "",
         session.came_from if session.from_stage else " ".join(session.question.split()),
     )
+
+
+def _cells(text: str) -> int:
+    return len(text) if text.isascii() else cell_len(text)
+
+
+def _padded(text: str, cells: int) -> str:
+    return text.ljust(cells) if text.isascii() else set_cell_size(text, cells)
 
 
 def session_text(session: SessionRecord, steps: list[StepRecord], answer: str | None) -> str:

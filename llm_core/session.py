@@ -1,6 +1,7 @@
 """One run on disk: `sessions/session_001/` with what was asked, what ran, every answer, and how it ended."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -157,9 +158,13 @@ def approval_file(number: int) -> str:
 
 def list_sessions(folder: Path) -> Iterator[SessionRecord | SessionError]:
     """Every session in `folder`, in order of number; a damaged one as the error that says so."""
-    for path in sorted((p for p in folder.glob("session_*") if p.is_dir() and _number(p) >= 0), key=_number):
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if is_session_name(entry.name) and entry.is_dir()]
+    for name in sorted(names, key=_number):
         try:
-            yield load_session(folder, path.name)
+            yield _load(folder, name)
         except SessionError as error:
             yield error
 
@@ -181,6 +186,10 @@ def load_session(folder: Path, id: str) -> SessionRecord:
     """
     if not is_session_name(id) or not (folder / id).is_dir():
         raise SessionError(f"no session '{id}' in {folder}; `gguf-flow sessions` lists them")
+    return _load(folder, id)
+
+
+def _load(folder: Path, id: str) -> SessionRecord:
     record = _read(folder / id / "session.json", SessionRecord)
     return record if record.id == id else record.model_copy(update={"id": id})  # a folder may have been renamed
 
@@ -218,7 +227,7 @@ def _read(path: Path, model: type[RecordT]) -> RecordT:
 
 def _next_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    number = max((_number(path) for path in folder.glob("session_*")), default=0)
+    number = max((_number(path.name) for path in folder.glob("session_*")), default=0)
     while True:
         number = max(number, 0) + 1
         path = folder / f"session_{number:03d}"
@@ -233,9 +242,9 @@ def is_session_name(name: str) -> bool:
     return _FOLDER_NAME.fullmatch(name) is not None
 
 
-def _number(path: Path) -> int:
+def _number(name: str) -> int:
     """The number of `session_012`; -1 for anything else, so that no name leads out of the folder."""
-    match = _FOLDER_NAME.fullmatch(str(path.name))
+    match = _FOLDER_NAME.fullmatch(name)
     return int(match[1]) if match else -1
 
 
