@@ -21,9 +21,9 @@ def diff_text(diff: SessionDiff, *, colour: bool) -> Text:
     lines = [Text(f"{diff.before.id} → {diff.after.id}", "bold")]
     lines += [Text(f"{change.key}: ").append_text(_words(_of_change(change), colour)) for change in diff.changes]
     for step in diff.steps:
-        lines += [Text(), Text(f"── {_title(step)}", "bold")]
         if not step.is_same:
-            lines.append(_words(step.pieces, colour))
+            lines += [Text(), Text(f"── {_title(step)}", "bold"), _words(step.pieces, colour)]
+    lines += [Text(), Text(_same(diff))]
     return Text("\n").join(lines)
 
 
@@ -33,15 +33,17 @@ def diff_markdown(diff: SessionDiff) -> str:
     if diff.changes:
         parts.append("\n".join(f"- `{change.key}`: {_markdown(_of_change(change))}" for change in diff.changes))
     for step in diff.steps:
-        parts.append(f"## {_title(step)}")
         if not step.is_same:
-            parts.append(_markdown(step.pieces))
-    return "\n\n".join(parts)
+            parts += [f"## {_title(step)}", _markdown(step.pieces)]
+    return "\n\n".join([*parts, _same(diff)])
+
+
+def _same(diff: SessionDiff) -> str:
+    same = [step.after for step in diff.steps if step.after and step.is_same]
+    return f"The same answer: {', '.join(same)}" if same else "No answer is the same."
 
 
 def _title(step: StepDiff) -> str:
-    if step.is_same:
-        return f"{step.after}: the same answer"
     if step.before is None or step.after is None:
         return f"{step.after or step.before}: only in the {'second' if step.after else 'first'}"
     return step.after if step.before == step.after else f"{step.before} → {step.after}"

@@ -55,9 +55,7 @@ def main() -> None:
         seconds(folder)
         of_help, of_list = zip(*((seconds(folder, "--help"), seconds(folder)) for _ in range(rounds)), strict=True)
     for what, found in ((f"{N_SESSIONS} sessions", of_list), ("--help", of_help)):
-        print(
-            f"{what}: median {statistics.median(found):.2f} s of {rounds}, best {min(found):.2f}, worst {max(found):.2f}"
-        )
+        print(f"{what}: median of {rounds} {statistics.median(found):.2f} s, from {min(found):.2f} to {max(found):.2f}")
 
 
 if __name__ == "__main__":

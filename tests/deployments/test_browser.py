@@ -109,6 +109,20 @@ def test_base_pipeline_is_run_from_its_form_and_its_answer_opened(page: Page, se
     picture(page, "artifact")
 
 
+def test_rerun_shows_what_differs_from_its_parent(page: Page, served: Served) -> None:
+    first = served.start("base", question="Why is the sky blue?")
+    assert served.ended(first)["state_type"] == "COMPLETED", served.said
+    changes = [{"stage": "final", "parameters": ["max_tokens=20"]}]
+    again = served.start("rerun", session=served.session_of(first).name, from_stage="final", changes=changes)
+    assert served.ended(again)["state_type"] == "COMPLETED", served.said
+    page.goto(f"/runs/flow-run/{again}")
+    page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).first.click()
+    page.get_by_text("base-diff").first.click()
+    expect(page.get_by_text("The same answer: 1 draft: small, 2 panel: small").first).to_be_visible()
+    expect(page.get_by_text("(not set)", exact=True)).to_have_css("text-decoration-line", "line-through")
+    picture(page, "diff")
+
+
 def test_two_stage_pipeline_is_built_in_the_form_and_run(page: Page, served: Served) -> None:
     open_form(page, "manual")
     page.locator("textarea").first.fill("Name a colour.")

@@ -102,7 +102,7 @@ def test_terminal_without_colour_has_marks(small_diff: SessionDiff) -> None:
         "",
         "So [-*it* goes.-] {+it *goes* on.+}",
         "",
-        "── 2 final: b: the same answer",
+        "The same answer: 2 final: b",
     ]
 
 
@@ -124,5 +124,5 @@ def test_markdown_keeps_special_characters_and_emphasises_line_by_line(small_dif
         "## 1 draft: a",
         "Ice is ~~cold.~~ **wet.**",
         r"So ~~\*it\* goes.~~ **it \*goes\* on.**",
-        "## 2 final: b: the same answer",
+        "The same answer: 2 final: b",
     ]
