@@ -1,8 +1,5 @@
-"""Several answers to one: the named aggregations, as pure functions over member → text."""
+"""The named aggregations, and the texts of those that write: concat, synthesis, templates."""
 
-import re
-import unicodedata
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +9,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llm_core.documents import near_name
 from llm_core.errors import AggregationError
 
-KINDS = ("concat", "majority_vote", "synthesis", "custom_template")
+VOTES = ("majority_vote", "self_consistency", "weighted_vote")
+KINDS = ("concat", *VOTES, "similarity", "ranked", "judge", "synthesis", "custom_template")
 TEMPLATE_VARIABLES = ("question", "inputs", "answers")
 
 SYNTHESIS_INSTRUCTIONS = (
@@ -20,6 +18,10 @@ SYNTHESIS_INSTRUCTIONS = (
     "resolve contradictions, leave out what is wrong, and do not mention the candidates."
 )
 """What a synthesis model is told unless the aggregation has `instructions` of its own."""
+
+SUMMARY_INSTRUCTIONS = (
+    "Summarise this answer to a question in a few sentences. Keep every fact, figure and conclusion; add nothing."
+)
 
 _environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 
@@ -29,31 +31,17 @@ def concat(answers: Mapping[str, str]) -> str:
     return "\n\n".join(f"[{member}]\n{text}" for member, text in answers.items())
 
 
-def normalised(text: str) -> str:
-    """What two answers must share to count as the same: case, spacing, outer punctuation and Unicode form aside."""
-    folded = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold())
-    return folded.strip(" .,;:!?\"'`*()[]")
-
-
-def majority_vote(answers: Mapping[str, str]) -> tuple[str, dict[str, int]]:
-    """The answer most members gave, and the count of each normalised answer.
-
-    A tie goes to the answer whose first voter comes first in the stage; the text returned is that voter's own. An empty
-    answer is no vote, unless all are empty.
-    """
-    keys = {member: normalised(text) for member, text in answers.items()}
-    keys = {member: key for member, key in keys.items() if key} or keys
-    counts = Counter(keys.values())  # keeps first-seen order, and most_common is stable
-    winner = counts.most_common(1)[0][0]
-    return next(answers[member] for member, key in keys.items() if key == winner), dict(counts)
-
-
 def synthesis_message(question: str, answers: Mapping[str, str], instructions: str | None = None) -> str:
     """The synthesis model's prompt: instructions, the question, every candidate under its label."""
     candidates = "\n\n".join(
         f"Candidate {n} ({member}):\n{text}" for n, (member, text) in enumerate(answers.items(), 1)
     )
     return f"{instructions or SYNTHESIS_INSTRUCTIONS}\n\nQuestion:\n{question}\n\n{candidates}\n\nBest answer:"
+
+
+def summary_message(question: str, text: str) -> str:
+    """What the synthesis model is asked of a candidate where all of them together do not fit."""
+    return f"{SUMMARY_INSTRUCTIONS}\n\nQuestion:\n{question}\n\nAnswer:\n{text}\n\nSummary:"
 
 
 def check_template(template: str) -> None:

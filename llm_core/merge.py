@@ -4,10 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from llm_core.aggregation import concat, majority_vote, render_template, synthesis_message
+from llm_core.aggregation import VOTES, concat, render_template, summary_message, synthesis_message
+from llm_core.custom_aggregation import merge_by
+from llm_core.errors import ContextOverflow
 from llm_core.plan import AggregationPlan, Call, StagePlan
 from llm_core.prompts import stage_output
+from llm_core.ranking import ballot, borda, judge_message, judged, ranking_message, read_ranking
 from llm_core.session_records import StepRecord
+from llm_core.votes import Merged, majority_vote, most_similar
 
 Ask = Callable[[Call, str, str], StepRecord]
 """Asks a model in a step, by name, a message."""
@@ -16,14 +20,21 @@ Ask = Callable[[Call, str, str], StepRecord]
 def merged(
     stage: StagePlan, question: str, members: Sequence[StepRecord], texts: Mapping[str, str], ask: Ask
 ) -> StepRecord:
-    """The one answer of a stage, with its candidates and the evidence for it."""
-    assert stage.aggregation
+    """The one answer of a stage, with its candidates and the evidence for it.
+
+    Args:
+        texts: what the stages that this one reads hand on.
+
+    Raises:
+        AggregationError: the answers cannot be merged.
+    """
+    step, evidence = _Merging(stage, question, members, texts, ask).merge()
     answers = {step.member or "": step.text for step in members}
-    step, evidence = _merge(stage, stage.aggregation, question, answers, texts, ask)
+    assert stage.aggregation
     return step.model_copy(
         update={
             "kind": "aggregation",
-            "position": len(members),
+            "position": len(stage.calls),
             "member": None,
             "output": stage_output(stage.output_mode, question, texts, step.text),
             "aggregation": {"kind": stage.aggregation.kind, **evidence, "candidates": answers},
@@ -31,35 +42,102 @@ def merged(
     )
 
 
-def _merge(
-    stage: StagePlan,
-    plan: AggregationPlan,
-    question: str,
-    answers: Mapping[str, str],
-    texts: Mapping[str, str],
-    ask: Ask,
-) -> tuple[StepRecord, dict[str, Any]]:
-    started = datetime.now(UTC)
-    step = f"{stage.id}: {plan.kind}"
-    evidence: dict[str, Any] = {}
-    if plan.kind == "synthesis":
+class _Merging:
+    def __init__(
+        self, stage: StagePlan, question: str, members: Sequence[StepRecord], texts: Mapping[str, str], ask: Ask
+    ) -> None:
+        assert stage.aggregation
+        self.stage, self.plan, self.question, self.texts = stage, stage.aggregation, question, texts
+        self.answers = {step.member or "": step.text for step in members}
+        self.name = f"{stage.id}: {self.plan.kind}"
+        self._ask = ask
+        self._started = datetime.now(UTC)
+        self._replies: dict[str, StepRecord] = {}
+        """Of models that were asked on the way, by step."""
+
+    def merge(self) -> tuple[StepRecord, dict[str, Any]]:
+        """The answer's record, and the evidence."""
+        plan = self.plan
+        if plan.synthesis and plan.kind != "judge":
+            return self._written(plan.synthesis)
+        if plan.kind == "judge":
+            return self._judged(plan)
+        merged = self._chosen(plan)
+        evidence = {**merged.evidence, "agreed": list(merged.agreed)} if merged.evidence else {}
+        return self._plain(merged.text), evidence | self._said()
+
+    def _chosen(self, plan: AggregationPlan) -> Merged:
+        if plan.kind in VOTES:
+            return majority_vote(self.answers, plan.pattern, dict(plan.weights))
+        if plan.kind == "similarity":
+            return most_similar(self.answers)
+        if plan.kind == "ranked":
+            return borda(self.answers, {call.member: self._ranking(call) for call in self.stage.calls})
+        if plan.kind == "custom_template":
+            return Merged(self._rendered())
+        if plan.kind == "concat":
+            return Merged(concat(self.answers))
+        return merge_by(plan.kind, self.question, self.answers)
+
+    def _ranking(self, ranker: Call) -> tuple[str, ...]:
+        """The other members, as `ranker` ranks them."""
+        if ranker.member not in self.answers:
+            return ()
+        letters = ballot(list(self.answers), ranker.member)
+        listed = {letter: self.answers[member] for letter, member in letters.items()}
+        message = ranking_message(self.question, listed, self.plan.instructions)
+        reply = self._on_the_way(ranker, f"{self.stage.id}: ranked by {ranker.member}", message)
+        return tuple(letters[letter] for letter in read_ranking(reply.text, list(letters)))
+
+    def _judged(self, plan: AggregationPlan) -> tuple[StepRecord, dict[str, Any]]:
         assert plan.synthesis
-        return ask(plan.synthesis, step, synthesis_message(question, answers, plan.synthesis.instructions)), {}
-    if plan.kind == "custom_template":
-        text = render_template(plan.template or "", question=question, inputs=texts, answers=answers)
-        if plan.synthesis:
-            return ask(plan.synthesis, step, text), {}
-    elif plan.kind == "majority_vote":
-        text, counts = majority_vote(answers)
-        evidence = {"counts": counts}
-    else:
-        text = concat(answers)
-    plain = StepRecord(
-        id=f"{stage.number} {step}",
-        number=stage.number,
-        stage=stage.id,
-        text=text,
-        started=started,
-        ended=datetime.now(UTC),
-    )
-    return plain, evidence
+        message = judge_message(self.question, self.answers, plan.synthesis.instructions)
+        reply = self._ask(plan.synthesis, self.name, message)
+        merged = judged(self.answers, reply.text)
+        evidence = {**merged.evidence, "agreed": list(merged.agreed), "replies": {self.name: reply.text}}
+        return reply.model_copy(update={"text": merged.text}), evidence
+
+    def _written(self, writer: Call) -> tuple[StepRecord, dict[str, Any]]:
+        if self.plan.kind == "custom_template":
+            return self._ask(writer, self.name, self._rendered()), {}
+        message = synthesis_message(self.question, self.answers, writer.instructions)
+        try:
+            return self._ask(writer, self.name, message), {}
+        except ContextOverflow:
+            if not self.plan.summarise:
+                raise
+        summaries = {member: self._summary(writer, member, text) for member, text in self.answers.items()}
+        message = synthesis_message(self.question, summaries, writer.instructions)
+        return self._ask(writer, self.name, message), {"summaries": summaries} | self._said()
+
+    def _summary(self, writer: Call, member: str, text: str) -> str:
+        message = summary_message(self.question, text)
+        return self._on_the_way(writer, f"{self.stage.id}: summary of {member}", message).text
+
+    def _on_the_way(self, call: Call, name: str, message: str) -> StepRecord:
+        self._replies[name] = self._ask(call, name, message)
+        return self._replies[name]
+
+    def _said(self) -> dict[str, Any]:
+        """What was said on the way to the answer, and what it cost."""
+        if not self._replies:
+            return {}
+        replies = self._replies.values()
+        return {
+            "replies": {name: reply.text for name, reply in self._replies.items()},
+            "reply_tokens": sum(reply.completion_tokens or 0 for reply in replies),
+        }
+
+    def _rendered(self) -> str:
+        template = self.plan.template or ""
+        return render_template(template, question=self.question, inputs=self.texts, answers=self.answers)
+
+    def _plain(self, text: str) -> StepRecord:
+        return StepRecord(
+            id=f"{self.stage.number} {self.name}",
+            number=self.stage.number,
+            stage=self.stage.id,
+            text=text,
+            started=self._started,
+            ended=datetime.now(UTC),
+        )

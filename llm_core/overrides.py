@@ -10,7 +10,7 @@ from llm_core.parameters import GenerationParams
 from llm_core.pipeline import PipelineSpec
 
 _TEXTS = ("system_prompt", "instructions")
-_MERGING = {"aggregation": "type", "synthesis_model": "synthesis_model"}
+_MERGING = {"aggregation": "type", "synthesis_model": "synthesis_model", "judge_model": "judge_model"}
 
 
 def override(spec: PipelineSpec, assignments: list[str]) -> PipelineSpec:
@@ -60,6 +60,8 @@ def _assign(pipeline: dict[str, Any], assignment: str) -> None:
     if param in _MERGING:
         if stage["type"] == "single":
             raise InputError(f"--set {assignment}: stage '{stage_id}' has one answer; there is nothing to merge")
+        if ":" in value:  # whoever may start a run, in the UI too, must not choose what code it runs
+            raise InputError(f"--set {assignment}: an aggregation of your own stands in pipeline.yaml")
         stage["aggregation"] = {**(stage["aggregation"] or {}), _MERGING[param]: value}
         return
     for member in stage["members"]:  # what it does not set itself, it takes from its stage

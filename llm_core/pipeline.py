@@ -1,12 +1,14 @@
 """pipeline.yaml → PipelineSpec: what was written, validated, before any model is looked at."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from llm_core.aggregation import KINDS, check_template
+from llm_core.aggregation import KINDS, VOTES, check_template
+from llm_core.custom_aggregation import find_custom
 from llm_core.documents import Document, describe, load_document, near_name, validate
 from llm_core.errors import AggregationError, ConfigError
 from llm_core.parameters import GenerationParams
@@ -38,6 +40,14 @@ class AggregationSpec(Document):
 
     type: str = "concat"
     synthesis_model: str | None = Field(None, description="writes the one answer from all candidates")
+    on_overflow: Literal["refuse", "summarise"] = Field(
+        "refuse", description="what is done with candidates that do not fit into the synthesis model's context together"
+    )
+    judge_model: str | None = Field(None, description="picks one of the candidates")
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="of votes, by model or member; 1 if left out"
+    )
+    pattern: str | None = Field(None, description="a regular expression; what it finds last is the vote")
     template: str | None = Field(None, description="jinja2, for custom_template")
     system_prompt: str | None = None
     instructions: str | None = None
@@ -47,9 +57,23 @@ class AggregationSpec(Document):
     @classmethod
     def _known_type(cls, value: Any) -> str:
         kind = str(value).strip().lower().replace("-", "_")
-        if kind not in KINDS:
-            raise ValueError(f"unknown aggregation '{value}'{near_name(kind, KINDS)}")
-        return kind
+        if kind in KINDS:
+            return kind
+        try:
+            if find_custom(str(value)):
+                return str(value)
+        except AggregationError as error:
+            raise ValueError(str(error)) from None
+        raise ValueError(f"unknown aggregation '{value}'{near_name(kind, KINDS)}")
+
+    @field_validator("pattern")
+    @classmethod
+    def _valid_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from None
+        return pattern
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:
@@ -57,6 +81,13 @@ class AggregationSpec(Document):
             raise ValueError("aggregation 'synthesis' needs 'synthesis_model'")
         if self.type == "custom_template" and not self.template:
             raise ValueError("aggregation 'custom_template' needs 'template'")
+        if self.type == "judge" and not self.judge_model:
+            raise ValueError("aggregation 'judge' needs 'judge_model'")
+        if self.type == "weighted_vote" and not self.weights:
+            raise ValueError("aggregation 'weighted_vote' needs 'weights'")
+        for key, kinds in (("weights", ("weighted_vote",)), ("pattern", VOTES)):
+            if getattr(self, key) and self.type not in kinds:
+                raise ValueError(f"'{key}' belongs to {' or '.join(kinds)}, not to '{self.type}'")
         if self.template:
             try:
                 check_template(self.template)
@@ -100,7 +131,7 @@ class StageSpec(Document):
         if isinstance(stage.get("input_from"), str):
             stage["input_from"] = [stage["input_from"]]
         aggregation = stage.pop("aggregation", None)
-        beside = {key: stage.pop(key) for key in ("synthesis_model", "template") if key in stage}
+        beside = {key: stage.pop(key) for key in ("synthesis_model", "judge_model", "template") if key in stage}
         if aggregation is not None or beside or stage["type"] == "multi":
             stage["aggregation"] = beside | _aggregation_mapping(aggregation)
         return stage
@@ -131,6 +162,7 @@ def _refuse_unknown_keys(stage: Mapping[str, Any], spec: type[StageSpec]) -> Non
         "models",
         "samples",
         "synthesis_model",
+        "judge_model",
         "template",
     ]
     for key in stage:

@@ -45,6 +45,14 @@ class AggregationPlan:
     kind: str
     template: str | None = None
     synthesis: Call | None = None
+    """The model that writes the answer, or that judges."""
+    instructions: str | None = None
+    """Of members that rank each other's answers."""
+    weights: tuple[tuple[str, float], ...] = ()
+    """Of votes, by member."""
+    pattern: str | None = None
+    summarise: bool = False
+    """Whether candidates that do not fit together are summarised for the synthesis."""
 
 
 @dataclass(frozen=True)
@@ -223,16 +231,44 @@ class _Planner:
             for variable, names in known.items():
                 for name in sorted(template_references(spec.template, variable) - set(names)):
                     raise PlanError(f"{key}.template: unknown variable '{variable}.{name}'{near_name(name, names)}")
-        if spec.type not in ("synthesis", "custom_template") or spec.synthesis_model is None:
-            return AggregationPlan(spec.type, spec.template)
+        self._check_members(key, stage, spec, calls)
+        merging = AggregationPlan(
+            spec.type,
+            spec.template,
+            instructions=spec.instructions,
+            weights=tuple((call.member, self._weight(spec, call)) for call in calls) if spec.weights else (),
+            pattern=spec.pattern,
+            summarise=spec.on_overflow == "summarise",
+        )
+        field = "judge_model" if spec.type == "judge" else "synthesis_model"
+        model = getattr(spec, field)
+        if model is None or spec.type not in ("synthesis", "custom_template", "judge"):
+            return merging
         member = MemberSpec(
-            model=spec.synthesis_model,
+            model=model,
             system_prompt=spec.system_prompt,
             instructions=spec.instructions,
             generation=spec.generation,
         )
         plain = StageSpec(id=stage.id, type="single", members=(member,), generation=stage.generation, cache=stage.cache)
-        return AggregationPlan(spec.type, spec.template, self._call(f"{key}.synthesis_model", plain, member, []))
+        return replace(merging, synthesis=self._call(f"{key}.{field}", plain, member, []))
+
+    def _check_members(self, key: str, stage: StageSpec, spec: AggregationSpec, calls: list[Call]) -> None:
+        models = {call.model for call in calls}
+        if spec.type == "self_consistency" and (len(models) > 1 or len(calls) < 2):
+            raise PlanError(
+                f"{key}: self_consistency takes one model with samples: 2 or more; majority_vote takes several"
+            )
+        if spec.type == "ranked" and len(calls) < 3:
+            raise PlanError(f"{key}: ranked needs at least 3 members; each ranks the answers of the others")
+        known = [*models, *(call.member for call in calls)]
+        for name in spec.weights:
+            if name not in known:
+                raise PlanError(f"{key}.weights: stage '{stage.id}' has no member '{name}'{near_name(name, known)}")
+
+    @staticmethod
+    def _weight(spec: AggregationSpec, call: Call) -> float:
+        return spec.weights.get(call.member, spec.weights.get(call.model, 1.0))
 
 
 def _free_label(model: str, taken: set[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llm_core.call_params import LoadParams, SamplingParams
-from llm_core.errors import GgufFlowError
+from llm_core.errors import ContextOverflow, GgufFlowError
 from llm_core.merge import merged
 from llm_core.model_step import input_texts, record_of, request_of
 from llm_core.plan import Call, Plan, StagePlan
@@ -89,18 +89,25 @@ class Replay:
         if recorded is None or len(known) < len(members):
             return
         asked: list[Verdict] = []
+        replies: Mapping[str, str] = (recorded.aggregation or {}).get("replies", {})
 
         def ask(call: Call, name: str, message: str) -> StepRecord:
-            asked.extend(self._of_model(stage, call, name, message))
-            return recorded
+            """What was said on the way is taken as it was; who gave the answer is asked again."""
+            if f"{stage.number} {name}" == step_id:
+                asked.extend(self._of_model(stage, call, name, message))
+            return recorded.model_copy(update={"text": replies.get(name, recorded.text)})
 
         try:
             again = merged(stage, self._session.question, known, texts, ask)
         except GgufFlowError as error:
             yield Verdict(step_id, "differs", str(error))
             return
-        same = again.text == recorded.text
-        yield from asked or [Verdict(step_id, "identical" if same else "differs", "" if same else "merged otherwise")]
+        if again.text != recorded.text and not asked:
+            yield Verdict(step_id, "differs", "merged otherwise")
+        elif replies and not asked:
+            yield Verdict(step_id, "unchecked", "the members' rankings are taken as they were")
+        else:
+            yield from asked or [Verdict(step_id, "identical")]
 
     def _of_model(self, stage: StagePlan, call: Call, name: str, message: str) -> Iterator[Verdict]:
         recorded = self._steps.get(f"{stage.number} {name}")
@@ -113,6 +120,11 @@ class Replay:
         self._begin(recorded.id)
         try:
             again = self._ask(stage, call, name, message, recorded)
+        except ContextOverflow as error:
+            if stage.aggregation and stage.aggregation.summarise:
+                raise  # then summaries are merged, as they were
+            yield Verdict(recorded.id, "unchecked", str(error))
+            return
         except GgufFlowError as error:
             yield Verdict(recorded.id, "unchecked", str(error))
             return
@@ -133,7 +145,8 @@ class Replay:
 
 def _compared(recorded: StepRecord, again: StepRecord) -> Verdict:
     changes = _changes(recorded, again)
-    same = recorded.text == again.text and recorded.tokens in (None, again.tokens)
+    # Of a judge the text is the answer that it chose; its own words are the tokens.
+    same = recorded.text == again.text if recorded.tokens is None else recorded.tokens == again.tokens
     if same and not changes:
         return Verdict(recorded.id, "identical", build=again.build)
     if same:

@@ -20,7 +20,7 @@ def aggregate(
 
     def ask_watched(call: Call, step: str, message: str) -> StepRecord:
         watched = Watched(run, stage, call, step)
-        answer = ask(run, stage, call, step, message, synthesis_threads(run, stage), watched.token)
+        answer = ask(run, stage, call, step, message, threads_of(run, stage, call), watched.token)
         watched.end(answer)
         return answer
 
@@ -29,6 +29,6 @@ def aggregate(
     return step
 
 
-def synthesis_threads(run: Run, stage: StagePlan) -> int:
-    """Of the synthesis model, which decodes when all members are done; its placement comes last."""
-    return run.stage(stage.id).placements[-1].threads
+def threads_of(run: Run, stage: StagePlan, call: Call) -> int:
+    """Of a model that is asked on the way to a stage's answer."""
+    return next(placement.threads for placement in run.stage(stage.id).placements if placement.call == call)

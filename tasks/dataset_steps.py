@@ -12,7 +12,7 @@ from llm_core.model_step import input_texts
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import check_question
 from llm_core.session_records import StepRecord
-from tasks.aggregate import synthesis_threads
+from tasks.aggregate import threads_of
 from tasks.dataset_run import DatasetRun, Pass, StepSummary
 from tasks.generate import ask, member_answer
 from tasks.preflight import Admission
@@ -42,7 +42,7 @@ def aggregate_items(run: DatasetRun, stage: StagePlan, members: Sequence[StepSum
     *of_members, name = step_names(stage)
 
     def ask_synthesis(call: Call, step: str, message: str) -> StepRecord:
-        return ask(run, stage, call, step, message, synthesis_threads(run, stage))
+        return ask(run, stage, call, step, message, threads_of(run, stage, call))
 
     def answer(item: Item) -> StepRecord | None:
         read = _read(run, stage, item)

@@ -6,8 +6,6 @@ from llm_core.aggregation import (
     SYNTHESIS_INSTRUCTIONS,
     check_template,
     concat,
-    majority_vote,
-    normalised,
     render_template,
     synthesis_message,
     template_references,
@@ -25,40 +23,6 @@ from llm_core.errors import AggregationError
 )
 def test_concat_puts_each_answer_under_its_name_in_order(answers: dict[str, str], text: str) -> None:
     assert concat(answers) == text
-
-
-@pytest.mark.parametrize(
-    ("written", "counted"),
-    [
-        ("Paris.", "paris"),
-        ("  **PARIS!** ", "paris"),
-        ("The   answer\n\tis", "the answer is"),
-        ('"Straße"', "strasse"),
-        ("Ｐａｒｉｓ", "paris"),  # full-width letters
-        ("cafe\u0301", "café"),  # e and a combining accent
-        ("3.14", "3.14"),
-        ("-5", "-5"),
-        ("it's", "it's"),
-        ("…!?", ""),
-        ("", ""),
-    ],
-)
-def test_answers_that_differ_in_form_only_count_as_one(written: str, counted: str) -> None:
-    assert normalised(written) == counted
-
-
-@pytest.mark.parametrize(
-    ("votes", "winner", "counts"),
-    [
-        (["Paris"], "Paris", {"paris": 1}),
-        (["Lyon", "Paris", "paris."], "Paris", {"lyon": 1, "paris": 2}),
-        (["Lyon", "Paris", "Nice"], "Lyon", {"lyon": 1, "paris": 1, "nice": 1}),
-        (["Nice", "Paris", "Lyon", "lyon", "PARIS"], "Paris", {"nice": 1, "paris": 2, "lyon": 2}),
-        (["4.", " 4", "Four"], "4.", {"4": 2, "four": 1}),
-    ],
-)
-def test_majority_wins_and_the_first_named_wins_a_tie(votes: list[str], winner: str, counts: dict[str, int]) -> None:
-    assert majority_vote({f"member{n}": vote for n, vote in enumerate(votes)}) == (winner, counts)
 
 
 @pytest.mark.parametrize(("own", "head"), [("Pick the best.", "Pick the best."), (None, SYNTHESIS_INSTRUCTIONS)])

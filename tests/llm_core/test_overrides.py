@@ -69,6 +69,8 @@ def test_pipeline_that_is_overridden_stays_as_it_was() -> None:
         ("draft.temprature=1", "no parameter 'temprature'; did you mean 'temperature'?"),
         ("draft.model=n", "no parameter 'model'"),
         ("draft.stop=[a", "the value cannot be read; quote it"),
+        ("draft.aggregation=concat", "stage 'draft' has one answer; there is nothing to merge"),
+        ("v1.panel.aggregation=subprocess:getoutput", "an aggregation of your own stands in pipeline.yaml"),
     ],
 )
 def test_assignment_that_cannot_be_made_is_refused(assignment: str, problem: str) -> None:

@@ -275,3 +275,26 @@ def test_dash_of_a_name_may_be_written_as_an_underscore(name: str) -> None:
 def test_unknown_pipeline_is_refused_with_the_near_name() -> None:
     with pytest.raises(ConfigError, match=r"no pipeline 'self-consistancy'; did you mean 'self-consistency'\?"):
         load_pipeline(REPOSITORY / "config" / "pipeline.yaml", "self-consistancy")
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "message"),
+    [
+        ("majority", "unknown aggregation 'majority'"),
+        ("judge", "aggregation 'judge' needs 'judge_model'"),
+        ("weighted_vote", "aggregation 'weighted_vote' needs 'weights'"),
+        ("{type: weighted_vote, weights: {a: -1}}", "weights.a: input should be greater than or equal to 0, not -1"),
+        ("{type: weighted_vote, weights: {a: .inf}}", "weights.a: input should be a finite number, not inf"),
+        ("{type: majority_vote, weights: {a: 1}}", "'weights' belongs to weighted_vote, not to 'majority_vote'"),
+        ("{type: majority_vote, pattern: '('}", "pattern: no regular expression: missing ), unterminated subpattern"),
+        ("{type: concat, pattern: x}", "'pattern' belongs to majority_vote or self_consistency or weighted_vote"),
+        ("no.such.module:function", "aggregation 'no.such.module:function': ModuleNotFoundError: No module named 'no'"),
+        ("'math:pi'", "aggregation 'math:pi' is no function"),
+        ("'math:nothing'", "aggregation 'math:nothing': AttributeError"),
+    ],
+)
+def test_aggregation_that_cannot_be_is_one_line(tmp_path: Path, aggregation: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        stages(tmp_path, f"{{id: a, models: [m, n], aggregation: {aggregation}}}")
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)

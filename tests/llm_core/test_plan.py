@@ -348,3 +348,25 @@ def test_stage_that_asks_for_a_cache_of_drawn_answers_is_refused(project: Projec
         PlanError, match=r"stages\[0\]\.model: cache: true needs an answer that comes again; set a seed"
     ):
         plan(project, ONE_MODEL, "{id: a, model: m, generation: {temperature: 1.0}, cache: true}")
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("{id: a, models: [m, m], aggregation: ranked}", "ranked needs at least 3 members"),
+        ("{id: a, model: m, samples: 2, aggregation: {type: self_consistency}}", None),
+        ("{id: a, models: [m], aggregation: self_consistency}", "self_consistency takes one model with samples"),
+        (
+            "{id: a, models: [m, m], aggregation: {type: weighted_vote, weights: {mm: 2}}}",
+            "aggregation.weights: stage 'a' has no member 'mm'; did you mean 'm'?",
+        ),
+        ("{id: a, models: [m, m], aggregation: judge, judge_model: x}", "aggregation.judge_model: unknown model 'x'"),
+    ],
+)
+def test_aggregation_fits_its_members(project: Project, stage: str, message: str | None) -> None:
+    if message is None:
+        assert plan(project, ONE_MODEL, stage).stages[0].aggregation
+        return
+    with pytest.raises(PlanError) as refused:
+        plan(project, ONE_MODEL, stage)
+    assert message in str(refused.value)
