@@ -1,6 +1,7 @@
 """How a run ended: its session's last word, its result or failure, and the artifacts of the whole run."""
 
 import asyncio
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from llm_core.model_step import throughput
 from llm_core.plan import Plan
 from llm_core.pool_protocol import Pool
 from llm_core.session import Session
-from llm_core.session_records import StepRecord
+from llm_core.session_records import SessionRecord, StepRecord
 from tasks.preflight import refuse
 from tasks.record import artifact_key
 
@@ -33,9 +34,14 @@ async def refused(session: Session, refusal: InsufficientMemory) -> State[Any]:
 
 
 async def conclude(
-    plan: Plan, pool: Pool, session: Session, steps: dict[str, StepFuture]
+    plan: Plan, pool: Pool, session: Session, steps: dict[str, StepFuture], may_fail: Set[str]
 ) -> PipelineResult | State[Any]:
-    """Complete or fail the session by how its tasks ended; `steps`: every task of the run, by name."""
+    """Complete or fail the session by how its tasks ended.
+
+    Args:
+        steps: every task of the run, by name.
+        may_fail: of members that their stage can do without; whether it did, its aggregation knows.
+    """
     records: list[StepRecord] = []
     finished = 0
     failure: PipelineFailed | None = None
@@ -44,6 +50,8 @@ async def conclude(
             finished += 1
             result = future.result()
             records += [result] if isinstance(result, StepRecord) else []
+        elif name in may_fail:
+            finished += 1
         elif future.state.is_failed() and failure is None:
             failure = failure_of(name, future, session.path)
     tokens_per_s = throughput(step for step in records if step.id not in session.record.reused)
@@ -55,7 +63,7 @@ async def conclude(
         return Failed(message=str(failure), data=failure)
     answer = [step for step in records if step.stage == plan.final][-1].text
     session.complete(answer, tokens_per_s)
-    await asyncio.gather(_answer_artifact(plan, session.record.question, answer), *artifacts)
+    await asyncio.gather(_answer_artifact(plan, session.record, answer), *artifacts)
     return PipelineResult(
         session_id=session.record.id,
         session_path=session.path,
@@ -63,6 +71,7 @@ async def conclude(
         status=session.record.status,
         answer=answer,
         steps=records,
+        degraded=session.record.degraded,
     )
 
 
@@ -93,9 +102,10 @@ async def _resident_artifact(plan: Plan, pool: Pool) -> None:
     await acreate_table_artifact(key=key, table=table, description=f"Loaded at the end; {n_loads} loads")
 
 
-async def _answer_artifact(plan: Plan, question: str, answer: str) -> None:
+async def _answer_artifact(plan: Plan, session: SessionRecord, answer: str) -> None:
     key = artifact_key(plan.pipeline, "final-answer")
-    await acreate_markdown_artifact(key=key, markdown=answer, description=question)
+    notes = "".join(f"\n\n**Degraded:** {note}" for note in session.degraded)
+    await acreate_markdown_artifact(key=key, markdown=f"{answer}{notes}", description=session.question)
 
 
 async def _timing_artifact(plan: Plan, records: list[StepRecord]) -> None:

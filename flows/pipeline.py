@@ -82,7 +82,7 @@ async def run_planned(
             tasks = StageTasks(held.run(session), question)
             await tasks.submit_all()
             await naming
-            return await conclude(plan, held.pool, session, tasks.steps)
+            return await conclude(plan, held.pool, session, tasks.steps, tasks.may_fail)
         except Pause:
             session.suspend()
             raise

@@ -17,6 +17,8 @@ class PipelineResult(BaseModel):
     status: str
     answer: str
     steps: list[StepRecord]
+    degraded: tuple[str, ...] = ()
+    """What was given up on the way: for want of memory, or because members gave no answer."""
 
 
 class PipelineFailed(GgufFlowError):

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from prefect import allow_failure
 from prefect.futures import PrefectFuture, wait
 
 from flows.approval import approved_text
@@ -25,6 +26,8 @@ class StageTasks:
         """Every task so far, by name."""
         self._outputs: dict[str, StepFuture] = {}
         """The last task of each stage."""
+        self.may_fail: set[str] = set()
+        """Tasks of members that their stage can do without."""
 
     async def submit_all(self) -> None:
         """Returns when every task has been submitted and has ended."""
@@ -40,7 +43,8 @@ class StageTasks:
     def _submit(self, stage: StagePlan) -> None:
         inputs = {source: self._outputs[source] for source in stage.inputs}
         if self._is_reused(stage):
-            members = [self._submit_reused(f"{stage.id}: {call.member}", stage, inputs) for call in stage.calls]
+            names = [f"{stage.id}: {call.member}" for call in stage.calls]
+            members = [self._submit_reused(name, stage, inputs) for name in names if self._has(stage, name)]
         else:
             name = f"preflight: {stage.id}"
             admission = preflight.with_options(name=name, task_run_name=name).submit(self._run, stage, inputs)  # type: ignore[arg-type]
@@ -52,10 +56,14 @@ class StageTasks:
 
     def _is_reused(self, stage: StagePlan) -> bool:
         """Whether no model of this stage has anything to do in this rerun."""
-        names = [f"{stage.id}: {call.member}" for call in stage.calls]
-        if stage.aggregation and stage.aggregation.synthesis:
-            names.append(f"{stage.id}: {stage.aggregation.kind}")
-        return all(f"{stage.number} {name}" in self._run.session.record.reused for name in names)
+        if stage.aggregation and self._has(stage, f"{stage.id}: {stage.aggregation.kind}"):
+            return True  # a member without an answer has none
+        asks_more = stage.aggregation and (stage.aggregation.synthesis or stage.aggregation.kind == "ranked")
+        return not asks_more and all(self._has(stage, f"{stage.id}: {call.member}") for call in stage.calls)
+
+    def _has(self, stage: StagePlan, name: str) -> bool:
+        """Whether a step is reused."""
+        return f"{stage.number} {name}" in self._run.session.record.reused
 
     def _submit_reused(self, name: str, stage: StagePlan, inputs: dict[str, StepFuture]) -> StepFuture:
         carried = reuse.with_options(name=name, task_run_name=name)
@@ -68,8 +76,10 @@ class StageTasks:
     ) -> StepFuture:
         call = stage.calls[index]
         name = f"{stage.id}: {call.member}"
-        if f"{stage.number} {name}" in self._run.session.record.reused:
+        if self._has(stage, name):
             return self._submit_reused(name, stage, inputs)
+        if stage.may_miss:
+            self.may_fail.add(name)
         named = generate.with_options(name=name, task_run_name=name, retries=stage.retries)
         future: StepFuture = named.submit(self._run, stage, call, self._question, admission, inputs)  # type: ignore[call-overload]
         self.steps[name] = future
@@ -79,10 +89,11 @@ class StageTasks:
         self, stage: StagePlan, kind: str, members: list[StepFuture], inputs: dict[str, StepFuture]
     ) -> StepFuture:
         name = f"{stage.id}: {kind}"
-        if f"{stage.number} {name}" in self._run.session.record.reused:
+        if self._has(stage, name):
             return self._submit_reused(name, stage, {f"member {n}": member for n, member in enumerate(members)})
         merge = aggregate.with_options(name=name, task_run_name=name, retries=stage.retries)
-        future: StepFuture = merge.submit(self._run, stage, self._question, members, inputs)  # type: ignore[arg-type]
+        given = [allow_failure(member) for member in members] if stage.may_miss else members
+        future: StepFuture = merge.submit(self._run, stage, self._question, given, inputs)  # type: ignore[arg-type]
         self.steps[name] = future
         return future
 
@@ -90,11 +101,12 @@ class StageTasks:
         """Wait for a person, once all that can run before has run; a run that has failed already asks nobody."""
         await self._ended()
         answered = self._outputs[stage.id]
-        if not all(future.state.is_completed() for future in self.steps.values()):
+        needed = (future for name, future in self.steps.items() if name not in self.may_fail)
+        if not all(future.state.is_completed() for future in needed):
             return
         answer: StepRecord = await asyncio.to_thread(answered.result)
         name = f"{stage.id}: approval"
-        if f"{stage.number} {name}" in self._run.session.record.reused:
+        if self._has(stage, name):
             self._outputs[stage.id] = self._submit_reused(name, stage, {stage.id: answered})
             return
         text = await approved_text(stage, answer.text)

@@ -61,18 +61,21 @@ class DatasetResults:
         """The columns of an item, and under `result` the answer, the error and every step's text."""
         steps: dict[str, Any] = {}
         answer, error, n_tokens = None, None, 0
+        degraded: list[str] = []
         for stage in self._plan.stages:
             records = [self._logs[name].get(item.number) for name in step_names(stage)]
             found = [record for record in records if record]
             n_tokens += sum(record.completion_tokens or 0 for record in found)
-            error = error or next((f"{record.id}: {record.error}" for record in found if record.error), None)
+            degraded += [note for record in found for note in record.degraded]
+            if not (stage.may_miss and records[-1]):  # what a quorum has made good is no error
+                error = error or next((f"{record.id}: {record.error}" for record in found if record.error), None)
             if any(record.error is None for record in found):
                 steps[stage.id] = _texts(stage, found)
             last = records[-1]
             if stage.id == self._plan.final and last and last.error is None:
                 answer = last.text
         result = {"item": item.number, "answer": answer, "error": error, "completion_tokens": n_tokens, "steps": steps}
-        return {**item.columns, RESULT: result}
+        return {**item.columns, RESULT: result | ({"degraded": degraded} if degraded else {})}
 
     def _line(self, item: Item) -> str:
         return json.dumps(self.row(item), ensure_ascii=False) + "\n"

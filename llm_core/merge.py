@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_core.aggregation import VOTES, concat, render_template, summary_message, synthesis_message
 from llm_core.custom_aggregation import merge_by
-from llm_core.errors import ContextOverflow
+from llm_core.errors import AggregationError, ContextOverflow
 from llm_core.plan import AggregationPlan, Call, StagePlan
 from llm_core.prompts import stage_output
 from llm_core.ranking import ballot, borda, judge_message, judged, ranking_message, read_ranking
@@ -15,6 +15,25 @@ from llm_core.votes import Merged, majority_vote, most_similar
 
 Ask = Callable[[Call, str, str], StepRecord]
 """Asks a model in a step, by name, a message."""
+
+
+def check_quorum(stage: StagePlan, missing: Mapping[str, str]) -> tuple[str, ...]:
+    """What is to be said of a stage where some members gave no answer; nothing where all did.
+
+    Args:
+        missing: why, by member.
+
+    Raises:
+        AggregationError: too few have answered.
+    """
+    if not missing:
+        return ()
+    n_answered = len(stage.calls) - len(missing)
+    why = "; ".join(f"{member}: {reason}" for member, reason in missing.items())
+    said = f"{stage.id}: {n_answered} of {len(stage.calls)} members answered, and its quorum is {stage.quorum}: {why}"
+    if n_answered < stage.quorum:
+        raise AggregationError(said)
+    return (said,)
 
 
 def merged(

@@ -110,6 +110,8 @@ class StageSpec(Document):
     aggregation: AggregationSpec | None = None
     approve: bool = Field(False, description="a person looks at the answer, and may edit it, before the run goes on")
     retries: int | None = Field(None, ge=0, le=100, description="of a step whose model process crashed")
+    quorum: int | None = Field(None, ge=1, description="so many members must answer; left out: all")
+    member_timeout_s: float | None = Field(None, gt=0, description="a member that takes longer has no answer")
     cache: bool | None = Field(None, description="answer an identical call from an earlier session")
 
     @model_validator(mode="before")

@@ -67,6 +67,13 @@ class StagePlan:
     retries: int
     approve: bool = False
     """Whether the run waits for a person after this stage."""
+    quorum: int = 1
+    """So many members must answer for the stage to go on."""
+
+    @property
+    def may_miss(self) -> bool:
+        """Whether a member's failure may be none of the stage."""
+        return self.quorum < len(self.calls)
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,22 @@ class _Planner:
         aggregation = None
         if stage.type == "multi" and stage.aggregation:
             aggregation = self._aggregation(f"{where}.aggregation", stage, stage.aggregation, calls, inputs)
-        retries = self.spec.retries if stage.retries is None else stage.retries
-        return StagePlan(stage.id, number, inputs, tuple(calls), stage.output_mode, aggregation, retries, stage.approve)
+        return StagePlan(
+            stage.id,
+            number,
+            inputs,
+            tuple(calls),
+            stage.output_mode,
+            aggregation,
+            retries=self.spec.retries if stage.retries is None else stage.retries,
+            approve=stage.approve,
+            quorum=self._quorum(where, stage, len(calls)),
+        )
+
+    def _quorum(self, where: str, stage: StageSpec, n_calls: int) -> int:
+        if stage.quorum is not None and (stage.type == "single" or stage.quorum > n_calls):
+            raise PlanError(f"{where}.quorum: {stage.quorum} of {n_calls} members cannot be")
+        return stage.quorum or n_calls
 
     def _call(self, key: str, stage: StageSpec, member: MemberSpec, before: list[Call]) -> Call:
         model = self._model(key, stage.id, member.model)
@@ -170,6 +191,8 @@ class _Planner:
         if member.generation.seed is None:  # one written for this member is taken as it is
             repetition = sum(call.model == member.model for call in before)
         sampling = self._sampling(written.over(model.entry.params).over(self.registry.defaults), repetition)
+        limits = [limit for limit in (sampling.timeout_s, stage.member_timeout_s) if limit is not None]
+        sampling = replace(sampling, timeout_s=min(limits, default=None))
         return Call(
             member=_free_label(member.model, {call.member for call in before}),
             model=member.model,

@@ -86,7 +86,7 @@ class Replay:
         members = [self._steps.get(f"{stage.number} {stage.id}: {call.member}") for call in stage.calls]
         known = [member for member in members if member]
         recorded = self._steps.get(step_id)
-        if recorded is None or len(known) < len(members):
+        if recorded is None or not known:
             return
         asked: list[Verdict] = []
         replies: Mapping[str, str] = (recorded.aggregation or {}).get("replies", {})

@@ -59,7 +59,7 @@ class StepRecord(BaseModel):
     peak_rss_bytes: int | None = None
     peak_vram_bytes: int | None = None
     degraded: tuple[str, ...] = ()
-    """What had to be given up for want of memory."""
+    """What had to be given up: for want of memory, or because members gave no answer."""
     cache_key: str | None = None
     """Of an answer that an identical call may take over."""
     reused_from: str | None = None
@@ -126,7 +126,7 @@ class SessionRecord(BaseModel):
     tokens_per_s: float | None = None
     """Of all its models together, while at least one was at work."""
     degraded: tuple[str, ...] = ()
-    """What any step had to give up for want of memory."""
+    """What any step had to give up."""
     files: dict[str, str] = Field(default_factory=dict)
     """File name of each finished step, by step id, in order."""
 

@@ -28,6 +28,7 @@ def step_markdown(step: StepRecord) -> str:
     parts = [f"## {step.id}"]
     if step.reused_from:
         parts.append(f"*Reused from {step.reused_from}: the call is identical.*")
+    parts += [f"**Degraded:** {note}" for note in step.degraded]
     parts.append(_quoted(step.text))
     if step.reasoning:
         parts += ["### Reasoning", _quoted(step.reasoning)]

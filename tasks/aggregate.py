@@ -2,21 +2,30 @@
 
 from prefect import task
 
-from llm_core.merge import merged
+from llm_core.merge import check_quorum, merged
 from llm_core.model_step import input_texts
 from llm_core.plan import Call, StagePlan
 from llm_core.session_records import StepRecord
 from tasks.generate import ask, crashed, once_a_run, stage_files
 from tasks.record import record
-from tasks.run import Run
+from tasks.run import Run, progress
 from tasks.watched import Watched
 
 
 @task(cache_key_fn=once_a_run, persist_result=True, retry_condition_fn=crashed)
 def aggregate(
-    run: Run, stage: StagePlan, question: str, members: list[StepRecord], inputs: dict[str, StepRecord]
+    run: Run, stage: StagePlan, question: str, members: list[StepRecord | Exception], inputs: dict[str, StepRecord]
 ) -> StepRecord:
-    """Merge `members`' answers as the stage says; candidates and evidence are kept beside the answer."""
+    """Merge `members`' answers as the stage says; candidates and evidence are kept beside the answer.
+
+    Args:
+        members: in the order of the stage; the error of one that failed, where the stage has a quorum.
+    """
+    answered = [member for member in members if isinstance(member, StepRecord)]
+    failed = {c.member: str(m) for c, m in zip(stage.calls, members, strict=True) if not isinstance(m, StepRecord)}
+    notes = check_quorum(stage, failed)
+    for note in notes:
+        progress.get().say(note)
 
     def ask_watched(call: Call, step: str, message: str) -> StepRecord:
         watched = Watched(run, stage, call, step)
@@ -24,7 +33,8 @@ def aggregate(
         watched.end(answer)
         return answer
 
-    step = merged(stage, question, members, input_texts(inputs), ask_watched)
+    step = merged(stage, question, answered, input_texts(inputs), ask_watched)
+    step = step.model_copy(update={"degraded": (*step.degraded, *notes)})
     record(run, step, stage_files(stage)[None])
     return step
 

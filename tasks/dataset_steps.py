@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from llm_core.dataset import Item
 from llm_core.dataset_results import step_names
-from llm_core.merge import merged
+from llm_core.merge import check_quorum, merged
 from llm_core.model_step import input_texts
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import check_question
@@ -37,7 +37,7 @@ def generate_items(run: DatasetRun, stage: StagePlan, call: Call, admission: Adm
 
 @task(cache_policy=NO_CACHE)
 def aggregate_items(run: DatasetRun, stage: StagePlan, members: Sequence[StepSummary], inputs: Before) -> StepSummary:
-    """Merge the answers of every item that all members have answered."""
+    """Merge the answers of every item that all members have answered, or as many as the stage's quorum asks for."""
     assert stage.aggregation
     *of_members, name = step_names(stage)
 
@@ -48,9 +48,11 @@ def aggregate_items(run: DatasetRun, stage: StagePlan, members: Sequence[StepSum
         read = _read(run, stage, item)
         answers = [run.logs[step].get(item.number) for step in of_members]
         answered = [record for record in answers if record and record.error is None]
-        if read is None or len(answered) < len(of_members):
+        if read is None or len(answered) < stage.quorum:
             return None
-        return merged(stage, item.question, answered, input_texts(read), ask_synthesis)
+        failed = {c.member: a.error for c, a in zip(stage.calls, answers, strict=True) if a and a.error is not None}
+        step = merged(stage, item.question, answered, input_texts(read), ask_synthesis)
+        return step.model_copy(update={"degraded": (*step.degraded, *check_quorum(stage, failed))})
 
     return Pass(run, stage, name, stage.aggregation.synthesis, answer, stage.retries).work()
 

@@ -370,3 +370,28 @@ def test_aggregation_fits_its_members(project: Project, stage: str, message: str
     with pytest.raises(PlanError) as refused:
         plan(project, ONE_MODEL, stage)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "quorum"),
+    [("models: [m, m]", 2), ("models: [m, m], quorum: 1", 1), ("model: m, samples: 5, quorum: 3", 3), ("model: m", 1)],
+)
+def test_all_members_must_answer_unless_a_quorum_says_less(project: Project, stage: str, quorum: int) -> None:
+    assert plan(project, ONE_MODEL, f"{{id: a, {stage}}}").stages[0].quorum == quorum
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("models: [m, m], quorum: 3", r"stages\[0\]\.quorum: 3 of 2 members cannot be"),
+        ("model: m, quorum: 1", r"stages\[0\]\.quorum: 1 of 1 members cannot be"),
+    ],
+)
+def test_quorum_that_cannot_be_is_refused(project: Project, stage: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan(project, ONE_MODEL, f"{{id: a, {stage}}}")
+
+
+def test_member_has_the_shorter_of_two_time_limits(project: Project) -> None:
+    stage = "{id: a, models: [m, {model: m, generation: {timeout_s: 2}}], member_timeout_s: 5}"
+    assert [call.sampling.timeout_s for call in plan(project, ONE_MODEL, stage).calls] == [5.0, 2.0]
