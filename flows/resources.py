@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from prefect import get_run_logger, runtime
 from prefect.client.orchestration import get_client
 
+from flows.own_thread import held_in_own_thread
 from flows.plain_http import without_certificates
 from flows.planned import Planned
 from flows.pools import run_pool
@@ -24,8 +25,6 @@ from llm_core.residency import Residency, plan_residency
 from llm_core.session import Session
 from llm_core.settings import Settings
 from tasks.run import Run, progress
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ async def run_resources(planned: Planned, settings: Settings, at_once: int = 1) 
         held.enter_context(without_certificates(settings.cache_folder))
         # Loading, closing and waiting block; none of it on the event loop, which answers to cancellation.
         mode = planned.plan.execution_mode
-        pool = await held.enter_async_context(_in_thread(run_pool(mode, settings, estimates, _say)))
+        pool = await held.enter_async_context(held_in_own_thread(run_pool(mode, settings, estimates, _say)))
         residency = await asyncio.to_thread(_residency, planned.running, pool, estimates, at_once)
         snapshot = await asyncio.to_thread(config_snapshot, planned, residency, settings)
         answers = AnswerCache(settings.sessions_folder, settings.cache_folder)
@@ -93,13 +92,3 @@ def ended_by(error: BaseException) -> Literal["failed", "cancelled"]:
 def _say(line: str) -> None:
     get_run_logger().warning(line)
     progress.get().say(line)
-
-
-@asynccontextmanager
-async def _in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave a blocking context manager in threads."""
-    value = await asyncio.to_thread(manager.__enter__)
-    try:
-        yield value
-    finally:
-        await asyncio.to_thread(manager.__exit__, None, None, None)
