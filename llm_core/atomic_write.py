@@ -1,9 +1,12 @@
 """Files that are there whole or not at all."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -24,3 +27,10 @@ def replace_whole(path: Path, pieces: Iterable[str]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process was writing to `folder` when it was killed."""
+    for path in folder.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from llm_core.atomic_write import write_whole
+from llm_core.atomic_write import remove_leftovers, write_whole
 from llm_core.documents import describe
 from llm_core.errors import SessionError
 from llm_core.session_records import Branch, DatasetRef, SessionRecord, Status, StepRecord
@@ -80,6 +80,10 @@ class Session:
             SessionError: there is no such session, or it cannot be read or written.
         """
         session = cls(folder / id, load_session(folder, id))
+        try:
+            remove_leftovers(session.path)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
         session._update(status="running", ended=None, error=None, flow_run_id=flow_run_id)
         return session
 
