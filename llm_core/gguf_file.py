@@ -134,6 +134,8 @@ def read_gguf(path: Path) -> GgufFile:
         raise ModelFileError(f"{path}: the file is missing") from None
     except OSError as error:
         raise ModelFileError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ModelFileError(f"{str(path)!r}: {error}") from None
     return _read_cached(path, stat.st_size, stat.st_mtime_ns)
 
 

@@ -118,6 +118,8 @@ def model_path(models_dir: Path, name: str, entry: ModelEntry) -> Path:
     relative = Path(entry.file or "")
     if not relative.is_absolute() and ".." in relative.parts:
         raise ConfigError(f"model '{name}': file '{entry.file}' leads out of the models directory {models_dir}")
+    if "\0" in str(relative):
+        raise ConfigError(f"model '{name}': no file can be called {entry.file!r}")
     return models_dir / relative
 
 

@@ -77,10 +77,13 @@ class Session:
         """Go on with a session that did not come to its end.
 
         Raises:
-            SessionError: there is no such session, or it cannot be read or written.
+            SessionError: there is no such session, it or a file of it is a link, or it cannot be read or written.
         """
         session = cls(folder / id, load_session(folder, id))
         try:
+            for path in (session.path, *session.path.iterdir()):
+                if path.is_symlink():
+                    raise SessionError(f"{path} is a link; nothing is written through it")
             remove_leftovers(session.path)
         except OSError as error:
             raise _unwritable(folder, error) from None
@@ -182,14 +185,24 @@ def load_step(folder: Path, session: SessionRecord, step_id: str) -> StepRecord:
     return _read(folder / session.id / session.files[step_id], StepRecord)
 
 
+def session_folder(folder: Path, id: str) -> Path:
+    """Where a session lies; no id leads out of `folder`.
+
+    Raises:
+        SessionError: there is no such session.
+    """
+    if not is_session_name(id) or not (folder / id).is_dir():
+        raise SessionError(f"no session '{id}' in {folder}; `gguf-flow sessions` lists them")
+    return folder / id
+
+
 def load_session(folder: Path, id: str) -> SessionRecord:
     """Read `session.json` of one session.
 
     Raises:
         SessionError: there is no such session, or it is damaged.
     """
-    if not is_session_name(id) or not (folder / id).is_dir():
-        raise SessionError(f"no session '{id}' in {folder}; `gguf-flow sessions` lists them")
+    session_folder(folder, id)
     return _load(folder, id)
 
 

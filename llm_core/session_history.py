@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from llm_core.errors import InputError, SessionError
-from llm_core.session import is_session_name, list_sessions, load_session
+from llm_core.session import list_sessions, load_session, session_folder
 from llm_core.session_records import SessionRecord, Status
 
 _AGE = re.compile(r"([0-9]{1,6})([mhdw])")
@@ -68,11 +68,11 @@ def delete_session(folder: Path, session_id: str, *, force: bool = False) -> Non
     Raises:
         SessionError: there is no such session, it is a link to elsewhere, or it is still running.
     """
-    path = folder / session_id
+    path = session_folder(folder, session_id)
     try:
         running = load_session(folder, session_id).status == "running"
     except SessionError:
-        if not (force and path.is_dir() and is_session_name(session_id)):
+        if not force:
             raise
         running = False
     if path.is_symlink():

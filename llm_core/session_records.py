@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 FORMAT = 1
 TokenIds = Annotated[
@@ -17,6 +17,16 @@ TokenIds = Annotated[
 """On one line of the file, for people's sake."""
 Status = Literal["running", "suspended", "completed", "failed", "cancelled"]
 """`suspended`: waits for a person, without a process."""
+
+
+def _plain(name: str) -> str:
+    if name in ("", ".", "..") or set(name) & set("/\\\0") or len(name.encode()) > 255:
+        raise ValueError(f"{name[:60]!r} is no plain file name")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain)]
+"""Of a file in the session's own folder; a path that leads elsewhere is refused."""
 
 
 class StepRecord(BaseModel):
@@ -127,7 +137,7 @@ class SessionRecord(BaseModel):
     """Of all its models together, while at least one was at work."""
     degraded: tuple[str, ...] = ()
     """What any step had to give up."""
-    files: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, FileName] = Field(default_factory=dict)
     """File name of each finished step, by step id, in order."""
 
     @property

@@ -14,6 +14,7 @@ from llm_core.gguf_file import GgufFile, read_gguf
 from llm_core.parameters import ModelParams
 from llm_core.pipeline import PipelineSpec
 from llm_core.registry import LocalModel, ModelEntry, ModelRegistry
+from llm_core.session import session_folder
 
 
 class _SavedModel(BaseModel):
@@ -73,7 +74,7 @@ def load_snapshot(folder: Path, session_id: str) -> Snapshot:
     """The snapshot of a session.
 
     Raises:
-        SessionError: it cannot be read.
+        SessionError: there is no such session, or it cannot be read.
     """
     path, written = _file(folder, session_id), read_snapshot(folder, session_id)
     try:
@@ -95,7 +96,7 @@ def read_snapshot(folder: Path, session_id: str) -> dict[str, Any]:
     """The snapshot of a session as it stands in its file.
 
     Raises:
-        SessionError: it cannot be read.
+        SessionError: there is no such session, or it cannot be read.
     """
     path = _file(folder, session_id)
     try:
@@ -110,4 +111,4 @@ def read_snapshot(folder: Path, session_id: str) -> dict[str, Any]:
 
 
 def _file(folder: Path, session_id: str) -> Path:
-    return folder / session_id / "config_snapshot.json"
+    return session_folder(folder, session_id) / "config_snapshot.json"

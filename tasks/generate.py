@@ -1,5 +1,6 @@
 """One model answers in one stage."""
 
+import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -32,8 +33,11 @@ def crashed(task: Any, task_run: Any, state: Any) -> bool:
 
 
 def once_a_run(context: TaskRunContext, parameters: dict[str, Any]) -> str:
-    """A step that has finished is not run again when its flow run is retried; equal samples have names of their own."""
-    return f"{context.task_run.flow_run_id}-{context.task.name}"
+    """A step that has finished is not run again when its flow run is retried; equal samples have names of their own.
+
+    Prefect makes a file name of it, so a step's name, which may hold anything, stands as its hash.
+    """
+    return f"{context.task_run.flow_run_id}-{hashlib.sha256(context.task.name.encode()).hexdigest()}"
 
 
 @task(cache_key_fn=once_a_run, persist_result=True, retry_condition_fn=crashed)
