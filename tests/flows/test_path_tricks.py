@@ -124,7 +124,7 @@ def test_crafted_session_is_listed_as_damaged_and_harms_no_other(project: Projec
     listed = gguf_flow("sessions")
     assert listed.returncode == 0
     assert [line for line in listed.stdout.splitlines() if line.startswith("session_003")]
-    assert len([line for line in listed.stdout.splitlines() if line.strip().startswith("damaged ")]) == 2
+    assert len([line for line in listed.stdout.splitlines() if line.startswith("damaged: ")]) == 2
     for id in ("session_001", "session_002"):
         assert_refused(gguf_flow("sessions", "show", id), f"{id}/session.json: damaged: ", "is no plain file name")
     assert load_session(project.sessions, "session_003").question == "Why?"
