@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 
 from llm_core.call_params import LoadParams
-from llm_core.errors import ModelCrashed
+from llm_core.errors import ConfigError, ModelCrashed
 from llm_core.generation import GenerateRequest, GenerateResult, unpack_result
-from llm_core.host_address import host_token, read_address
+from llm_core.host_address import TOKEN_VARIABLE, host_token, read_address
 from llm_core.host_messages import pack_call, unpack_error
 from llm_core.machine import Bytes
 from llm_core.resident import ResidentStatus
@@ -32,6 +32,7 @@ class HostPool:
         url: where it is, if not there.
 
     Raises:
+        ConfigError: the host does not know the token.
         ModelCrashed: by any method, where the host dies or does not answer; a retry may succeed.
     """
 
@@ -106,6 +107,8 @@ class HostPool:
         url = self._url()
         try:
             response = self._client.get(f"{url}/models/status")
+            if response.status_code == 401:
+                raise ConfigError(f"the model host at {url} refuses the token; set {TOKEN_VARIABLE} to the one it has")
             response.raise_for_status()
         except httpx.HTTPError as error:
             remedy = "start it with `gguf-flow serve`, or correct GGUF_FLOW_HOST_URL"

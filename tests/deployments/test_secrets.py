@@ -83,13 +83,14 @@ def use_everything(served: Served) -> None:
     assert "n_ctx is 512" in served.run("base", question="word " * 2000)["state"]["message"]
     assert "'gone'" in served.run("absent", question="Why?")["state"]["message"]
 
+    address = read_address(path / "cache")
+    assert address
     refused = gguf_flow(served, "run", "What is ice?", **{TOKEN_VARIABLE: WRONG_TOKEN})
-    assert "401 Unauthorized" in refused.stderr
+    said = f"gguf-flow: the model host at {address.url} refuses the token; set {TOKEN_VARIABLE} to the one it has\n"
+    assert (refused.returncode, refused.stderr.endswith(said)) == (2, True), refused.stderr
     assert "401 UNAUTHORIZED" in gguf_flow(served, "models", "pull", "gone").stderr
     assert gguf_flow(served, "sessions", "show", "session_001", "--json").returncode == 0
 
-    address = read_address(path / "cache")
-    assert address
     with httpx.Client(base_url=address.url, timeout=60) as client:
         wrong = client.get("/v1/models", headers={"Authorization": f"Bearer {WRONG_TOKEN}"})
         assert wrong.status_code == 401

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from llm_core.call_params import LoadParams, SamplingParams
-from llm_core.errors import ContextOverflow, ModelCrashed
+from llm_core.errors import ConfigError, ContextOverflow, ModelCrashed
 from llm_core.generation import GenerateRequest
 from llm_core.host_address import host_token, read_address
 from llm_core.host_pool import HostPool
@@ -203,6 +203,16 @@ def test_address_where_no_host_answers_is_one_line(tmp_path: Path) -> None:
         ModelCrashed, match=r"model host at http://127\.0\.0\.1:9 does not answer .*GGUF_FLOW_HOST_URL$"
     ):
         HostPool(tmp_path, "http://127.0.0.1:9")
+
+
+def test_token_that_the_host_does_not_know_is_one_line(
+    host_project: Project, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GGUF_FLOW_HOST_TOKEN", "wrong")
+    with pytest.raises(ConfigError) as refused:
+        HostPool(host_project.path / "cache")
+    said = f"the model host at {url} refuses the token; set GGUF_FLOW_HOST_TOKEN to the one it has"
+    assert str(refused.value) == said
 
 
 def test_run_that_stops_listening_ends_its_generation(pool: HostPool, load: LoadParams) -> None:
