@@ -10,6 +10,7 @@ from llm_core.errors import InsufficientMemory
 from llm_core.fingerprint import sha256, text_sha256
 from llm_core.machine import cpu_name
 from llm_core.residency import Residency
+from llm_core.session_records import FORMAT
 from llm_core.settings import Settings
 
 
@@ -36,6 +37,7 @@ def config_snapshot(planned: Planned, residency: Residency | InsufficientMemory,
             "entry": model.entry.model_dump(mode="json", exclude_defaults=True),
         }
     return {
+        "format": FORMAT,
         "pipeline": planned.spec.model_dump(mode="json", exclude_none=True),
         "plan": asdict(planned.plan),
         "defaults": planned.registry.defaults.model_dump(mode="json", exclude_none=True),

@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from llm_core.atomic_write import remove_leftovers, write_whole
 from llm_core.documents import describe
 from llm_core.errors import SessionError
-from llm_core.session_records import Branch, DatasetRef, SessionRecord, Status, StepRecord
+from llm_core.session_records import FORMAT, Branch, DatasetRef, SessionRecord, Status, StepRecord, Versioned
 
 _FOLDER_NAME = re.compile(r"session_([0-9]{1,9})")
-RecordT = TypeVar("RecordT", bound=BaseModel)
+RecordT = TypeVar("RecordT", bound=Versioned)
 
 
 class Session:
@@ -233,11 +233,37 @@ def load_final(folder: Path, session: SessionRecord) -> str | None:
         raise SessionError(f"{path}: {error}") from None
 
 
+def check_format(path: Path, content: bytes) -> None:
+    """Refuse a session's file that a later version has written: what it says may mean something else by then.
+
+    Raises:
+        SessionError: it is of a later format, or it is damaged.
+    """
+    _checked(path, _parsed(path, content, Versioned))
+
+
 def _read(path: Path, model: type[RecordT]) -> RecordT:
     try:
-        return model.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise SessionError(f"{path}: {error.strerror or error}") from None
+    try:
+        return _checked(path, model.model_validate_json(content))
+    except ValidationError:
+        check_format(path, content)  # a later format may look damaged
+        return _parsed(path, content, model)
+
+
+def _checked(path: Path, record: RecordT) -> RecordT:
+    if record.format > FORMAT:
+        said = f"written by a newer gguf-flow (format {record.format}); this one reads up to {FORMAT}"
+        raise SessionError(f"{path}: {said}")
+    return record
+
+
+def _parsed(path: Path, content: bytes, model: type[RecordT]) -> RecordT:
+    try:
+        return model.model_validate_json(content)
     except ValidationError as error:
         raise SessionError(f"{path}: damaged: {describe(error)}") from None
 

@@ -29,12 +29,17 @@ FileName = Annotated[str, AfterValidator(_plain)]
 """Of a file in the session's own folder; a path that leads elsewhere is refused."""
 
 
-class StepRecord(BaseModel):
-    """One answer: of a model, or of an aggregation. Saved as `step3_<model>.json`; durations in seconds."""
+class Versioned(BaseModel):
+    """What the files of a session have in common; one without a format is of the first."""
 
     model_config = ConfigDict(frozen=True)
 
     format: int = FORMAT
+
+
+class StepRecord(Versioned):
+    """One answer: of a model, or of an aggregation. Saved as `step3_<model>.json`; durations in seconds."""
+
     id: str
     """Unique in its session: `3 panel: mistral`."""
     number: int
@@ -109,12 +114,9 @@ class Branch:
     """File name by step id, of the steps that the child takes over byte for byte."""
 
 
-class SessionRecord(BaseModel):
+class SessionRecord(Versioned):
     """`session.json`: who asked what, and how it ended."""
 
-    model_config = ConfigDict(frozen=True)
-
-    format: int = FORMAT
     id: str
     parent: str | None = None
     from_stage: str | None = None

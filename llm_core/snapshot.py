@@ -14,7 +14,7 @@ from llm_core.gguf_file import GgufFile, read_gguf
 from llm_core.parameters import ModelParams
 from llm_core.pipeline import PipelineSpec
 from llm_core.registry import LocalModel, ModelEntry, ModelRegistry
-from llm_core.session import session_folder
+from llm_core.session import check_format, session_folder
 
 
 class _SavedModel(BaseModel):
@@ -100,13 +100,15 @@ def read_snapshot(folder: Path, session_id: str) -> dict[str, Any]:
     """
     path = _file(folder, session_id)
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        written = json.loads(content)
     except OSError as error:
         raise SessionError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         raise SessionError(f"{path}: damaged: {error}") from None
     if not isinstance(written, dict):
         raise SessionError(f"{path}: damaged: not a JSON object")
+    check_format(path, content)
     return written
 
 
