@@ -1,5 +1,6 @@
 """What a session's files hold: one record per run, one per step."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,8 +20,11 @@ Status = Literal["running", "suspended", "completed", "failed", "cancelled"]
 """`suspended`: waits for a person, without a process."""
 
 
+_PLAIN_NAME = re.compile(r"(?!\.{1,2}\Z)[^/\\\0]+")
+
+
 def _plain(name: str) -> str:
-    if name in ("", ".", "..") or set(name) & set("/\\\0") or len(name.encode()) > 255:
+    if not _PLAIN_NAME.fullmatch(name) or len(name.encode()) > 255:
         raise ValueError(f"{name[:60]!r} is no plain file name")
     return name
 
