@@ -42,6 +42,6 @@ def config_snapshot(planned: Planned, residency: Residency | InsufficientMemory,
         "plan": asdict(planned.plan),
         "defaults": planned.registry.defaults.model_dump(mode="json", exclude_none=True),
         "models": models,
-        "versions": {name: version(name) for name in ("gguf-flow", "llama-cpp-python", "prefect")},
+        "versions": {name: version(name) for name in ("gguf-flow", "llama-cpp-python", "llguidance", "prefect")},
         "machine": {"platform": platform.platform(), "python": platform.python_version(), "cpu": cpu_name()},
     }

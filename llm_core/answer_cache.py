@@ -66,6 +66,7 @@ class AnswerCache:
             "messages": request.messages,
             "sampling": {name: value for name, value in sampling.items() if name != "timeout_s"},
             "strip_reasoning": request.strip_reasoning,
+            "constraint": asdict(request.constraint) if request.constraint else None,
             # Of answers decoded alone: attention over long contexts is summed in as many parts.
             "threads": request.threads if request.sampling.alone else None,
             "today": date.today().isoformat() if "strftime_now" in template else None,

@@ -1,6 +1,7 @@
 """Parameters of one call, resolved. Plain dataclasses: the model's process reads them, and starts without pydantic."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 BAN = -100.0
 """The bias that forbids a token, as in OpenAI's `logit_bias`."""
@@ -31,6 +32,20 @@ class SamplingParams:
     @property
     def alone(self) -> bool:
         return self.temperature == 0 if self.deterministic is None else self.deterministic
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What an answer is held to, token by token."""
+
+    grammar: str
+    """For llguidance, as JSON."""
+    schema: str | None = None
+    """The JSON schema it was made of; `None`: a grammar of the user's own."""
+    think: bool = False
+    """Free text first, until `</think>` or the model's own end; the grammar holds from there."""
+    on_truncation: Literal["complete", "error"] = "complete"
+    """What becomes of an answer that is cut off."""
 
 
 @dataclass(frozen=True)

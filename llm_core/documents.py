@@ -82,13 +82,17 @@ def parse_document(text: str, model: type[DocumentT], path: Path) -> DocumentT:
         raise ConfigError(f"{path}: YAML syntax: {' '.join(str(error).split())}") from None
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path}: expected a mapping of keys, found {'nothing' if data is None else repr(data)[:60]}")
-    return validate(data, model, str(path))
+    return validate(data, model, str(path), path.parent)
 
 
-def validate(data: Any, model: type[DocumentT], source: str) -> DocumentT:
-    """Validate `data`; a `ConfigError` names `source` and the key path."""
+def validate(data: Any, model: type[DocumentT], source: str, folder: Path | None = None) -> DocumentT:
+    """Validate `data`; a `ConfigError` names `source` and the key path.
+
+    Args:
+        folder: where relative paths in it begin.
+    """
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context={"folder": folder})
     except ValidationError as error:
         raise ConfigError(f"{source}: {describe(error)}") from None
 

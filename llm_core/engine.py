@@ -8,8 +8,16 @@ from dataclasses import dataclass, field
 import llama_cpp
 
 from llm_core.call_params import MAX_SEED, LoadParams
-from llm_core.errors import ContextOverflow, GenerationTimeout, GgufFlowError, ModelCrashed, ModelOutOfMemory
+from llm_core.errors import (
+    ConstraintError,
+    ContextOverflow,
+    GenerationTimeout,
+    GgufFlowError,
+    ModelCrashed,
+    ModelOutOfMemory,
+)
 from llm_core.generation import GenerateRequest, GenerateResult
+from llm_core.guide import Guide, Guides
 from llm_core.kv_cache import MIN_SHARED, KVCache, common_prefix
 from llm_core.llama_model import BATCH_TOKENS, LlamaModel, llama_cpp_build
 from llm_core.machine import peak_rss_bytes, process_vram_bytes
@@ -60,6 +68,8 @@ class _Answer:
     seed: int
     arrived: float
     stream: TextStream
+    guide: Guide | None = None
+    """Where its tokens are held to a constraint."""
     sampler: object = None
     started: float = 0.0
     sequence: int = -1
@@ -87,6 +97,7 @@ class Engine:
         self.build = llama_cpp_build()
         self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
         self._kv = KVCache(self.llama.context, load.sequences)
+        self._guides = Guides(self.llama)
         self._waiting: list[_Answer] = []
         self._active: list[_Answer] = []
         self._failed: list[Failed] = []
@@ -106,12 +117,16 @@ class Engine:
                 raise ContextOverflow(
                     f"the prompt has {len(tokens)} tokens and n_ctx is {self.load.n_ctx}; raise n_ctx or shorten it"
                 )
+            sampling, guide = request.sampling, None
+            if request.constraint:
+                room = min(sampling.max_tokens, self.load.n_ctx - len(tokens))
+                guide = self._guides.guide(request.constraint, prompt, room)
         except GgufFlowError as error:
             self._failed.append(Failed(id, error))
             return
-        sampling = request.sampling
         seed = random.SystemRandom().randrange(MAX_SEED + 1) if sampling.seed is None else sampling.seed
-        self._waiting.append(_Answer(id, request, prompt, tokens, seed, arrived, TextStream(sampling.stop)))
+        stream = TextStream(() if guide and guide.thinking else sampling.stop)
+        self._waiting.append(_Answer(id, request, prompt, tokens, seed, arrived, stream, guide))
 
     def cancel(self, id: int) -> None:
         """Drop a request; it gives no further event."""
@@ -217,7 +232,18 @@ class Engine:
             batch.logits[answer.output_index] = 1
 
     def _take_token(self, answer: _Answer) -> list[Event]:
-        token = llama_cpp.llama_sampler_sample(answer.sampler, self.llama.context, answer.output_index)
+        try:
+            return self._take_drawn(answer)
+        except ConstraintError as error:
+            self._leave(answer)
+            return [Failed(answer.id, error)]
+
+    def _take_drawn(self, answer: _Answer) -> list[Event]:
+        guide, was_thinking = answer.guide, bool(answer.guide and answer.guide.thinking)
+        if guide:
+            token = guide.next_token(answer.sampler, answer.output_index)
+        else:
+            token = llama_cpp.llama_sampler_sample(answer.sampler, self.llama.context, answer.output_index)
         answer.last_token = time.perf_counter()
         answer.first_token = answer.first_token or answer.last_token
         if self.llama.is_end(token):
@@ -225,19 +251,30 @@ class Engine:
         answer.completion.append(token)
         text = answer.stream.push(self.llama.piece(token))
         events: list[Event] = [Token(answer.id, text, len(answer.completion))]
-        if answer.stream.stopped:
+        if answer.stream.stopped or (guide and guide.ended):
             return events + self._finish(answer, "stop")
         if len(answer.completion) >= answer.request.sampling.max_tokens or answer.n_past >= self.load.n_ctx:
             return events + self._finish(answer, "length")
+        if guide and was_thinking and not guide.thinking:
+            answer.stream = TextStream(answer.request.sampling.stop)
         return events
 
     def _finish(self, answer: _Answer, reason: str) -> list[Event]:
+        if not answer.guide:
+            self._leave(answer)
+            answer.stream.push(b"", last=True)
+            text, reasoning = answer.stream.text.strip(), None
+            if answer.request.strip_reasoning:
+                opened = "<think>" if answer.prompt.rstrip().endswith("<think>") else ""  # by the chat template
+                text, reasoning = split_reasoning(opened + text)
+            return [self._finished(answer, reason, text, reasoning)]
+        stream = TextStream() if answer.guide.thinking else answer.stream
+        rest = answer.guide.close(stream, answer.request.sampling.max_tokens)
         self._leave(answer)
-        answer.stream.push(b"", last=True)
-        text, reasoning = answer.stream.text.strip(), None
-        if answer.request.strip_reasoning:
-            opened = "<think>" if answer.prompt.rstrip().endswith("<think>") else ""  # by the chat template
-            text, reasoning = split_reasoning(opened + text)
+        events: list[Event] = [Token(answer.id, rest, len(answer.completion))] if rest else []
+        return [*events, self._finished(answer, reason, stream.text, answer.guide.reasoning)]
+
+    def _finished(self, answer: _Answer, reason: str, text: str, reasoning: str | None) -> Finished:
         n = len(answer.completion)
         decode_s = answer.last_token - answer.first_token
         result = GenerateResult(
@@ -257,8 +294,9 @@ class Engine:
             ttft_s=answer.first_token - answer.arrived,
             tpot_s=decode_s / (n - 1) if n > 1 else None,
             tokens_per_s=n / (answer.last_token - answer.started),
+            truncated=bool(answer.guide and answer.guide.truncated),
         )
-        return [Finished(answer.id, result)]
+        return Finished(answer.id, result)
 
     def _expired(self) -> list[Event]:
         now = time.perf_counter()

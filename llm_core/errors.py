@@ -45,6 +45,10 @@ class GenerationTimeout(GgufFlowError):
     """A generation ran past its `timeout_s` and was ended."""
 
 
+class ConstraintError(GgufFlowError):
+    """An answer could not be held to its schema or grammar."""
+
+
 class AggregationError(GgufFlowError):
     """The answers of a stage could not be merged."""
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llm_core.call_params import SamplingParams
+from llm_core.call_params import Constraint, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class GenerateRequest:
     """Decoding threads to ask the pool for, and exactly so many for an answer that is decoded alone."""
     most_threads: int = 0
     """Up to so many for the others, where cores come free meanwhile."""
+    constraint: Constraint | None = None
 
 
 def unpack_request(data: dict[str, Any]) -> GenerateRequest:
@@ -25,7 +26,10 @@ def unpack_request(data: dict[str, Any]) -> GenerateRequest:
     sampling["stop"] = tuple(sampling["stop"])
     sampling["logit_bias"] = tuple((text, bias) for text, bias in sampling["logit_bias"])
     messages = tuple((role, content) for role, content in data["messages"])
-    return GenerateRequest(**{**data, "messages": messages, "sampling": SamplingParams(**sampling)})
+    constraint = Constraint(**data["constraint"]) if data.get("constraint") else None
+    return GenerateRequest(
+        **{**data, "messages": messages, "sampling": SamplingParams(**sampling), "constraint": constraint}
+    )
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class GenerateResult:
 
     text: str
     reasoning: str | None
-    """What stood in `<think>…</think>`, where it was stripped."""
+    """What stood in `<think>…</think>`, where it was stripped, or before an answer that is held to a constraint."""
     finish_reason: str
     """`stop`: the model ended or a stop string came; `length`: `max_tokens` or the context was used up."""
     build: str
@@ -62,6 +66,8 @@ class GenerateResult:
     """Completion tokens over the time from the start of prompt processing to the last token."""
     degraded: tuple[str, ...] = ()
     """What had to be given up for want of memory."""
+    truncated: bool = False
+    """Whether it was cut off, and got an end that its constraint allows."""
 
 
 def unpack_result(data: dict[str, Any]) -> GenerateResult:

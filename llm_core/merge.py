@@ -5,16 +5,27 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llm_core.aggregation import VOTES, concat, render_template, summary_message, synthesis_message
+from llm_core.call_params import Constraint
+from llm_core.constraints import grammar_constraint
 from llm_core.custom_aggregation import merge_by
 from llm_core.errors import AggregationError, ContextOverflow
 from llm_core.plan import AggregationPlan, Call, StagePlan
 from llm_core.prompts import stage_output
-from llm_core.ranking import ballot, borda, judge_message, judged, ranking_message, read_ranking
+from llm_core.ranking import (
+    ballot,
+    borda,
+    judge_grammar,
+    judge_message,
+    judged,
+    ranking_grammar,
+    ranking_message,
+    read_ranking,
+)
 from llm_core.session_records import StepRecord
 from llm_core.votes import Merged, majority_vote, most_similar
 
-Ask = Callable[[Call, str, str], StepRecord]
-"""Asks a model in a step, by name, a message."""
+Ask = Callable[[Call, str, str, Constraint | None], StepRecord]
+"""Asks a model in a step, by name, a message; the answer is held to a constraint, which may not be the call's own."""
 
 
 def check_quorum(stage: StagePlan, missing: Mapping[str, str]) -> tuple[str, ...]:
@@ -48,6 +59,9 @@ def merged(
         AggregationError: the answers cannot be merged.
     """
     step, evidence = _Merging(stage, question, members, texts, ask).merge()
+    chosen = next((member for member in members if member.text == step.text), None)
+    if chosen and step.parsed is None:
+        step = step.model_copy(update={"parsed": chosen.parsed, "truncated": chosen.truncated})
     answers = {step.member or "": step.text for step in members}
     assert stage.aggregation
     return step.model_copy(
@@ -105,36 +119,39 @@ class _Merging:
         letters = ballot(list(self.answers), ranker.member)
         listed = {letter: self.answers[member] for letter, member in letters.items()}
         message = ranking_message(self.question, listed, self.plan.instructions)
-        reply = self._on_the_way(ranker, f"{self.stage.id}: ranked by {ranker.member}", message)
+        name = f"{self.stage.id}: ranked by {ranker.member}"
+        reply = self._on_the_way(ranker, name, message, _held_to(ranking_grammar(list(letters)), ranker))
         return tuple(letters[letter] for letter in read_ranking(reply.text, list(letters)))
 
     def _judged(self, plan: AggregationPlan) -> tuple[StepRecord, dict[str, Any]]:
         assert plan.synthesis
         message = judge_message(self.question, self.answers, plan.synthesis.instructions)
-        reply = self._ask(plan.synthesis, self.name, message)
+        held_to = _held_to(judge_grammar(len(self.answers)), plan.synthesis)
+        reply = self._ask(plan.synthesis, self.name, message, held_to)
         merged = judged(self.answers, reply.text)
         evidence = {**merged.evidence, "agreed": list(merged.agreed), "replies": {self.name: reply.text}}
         return reply.model_copy(update={"text": merged.text}), evidence
 
     def _written(self, writer: Call) -> tuple[StepRecord, dict[str, Any]]:
         if self.plan.kind == "custom_template":
-            return self._ask(writer, self.name, self._rendered()), {}
+            return self._ask(writer, self.name, self._rendered(), writer.constraint), {}
         message = synthesis_message(self.question, self.answers, writer.instructions)
         try:
-            return self._ask(writer, self.name, message), {}
+            return self._ask(writer, self.name, message, writer.constraint), {}
         except ContextOverflow:
             if not self.plan.summarise:
                 raise
         summaries = {member: self._summary(writer, member, text) for member, text in self.answers.items()}
         message = synthesis_message(self.question, summaries, writer.instructions)
-        return self._ask(writer, self.name, message), {"summaries": summaries} | self._said()
+        answer = self._ask(writer, self.name, message, writer.constraint)
+        return answer, {"summaries": summaries} | self._said()
 
     def _summary(self, writer: Call, member: str, text: str) -> str:
         message = summary_message(self.question, text)
-        return self._on_the_way(writer, f"{self.stage.id}: summary of {member}", message).text
+        return self._on_the_way(writer, f"{self.stage.id}: summary of {member}", message, None).text
 
-    def _on_the_way(self, call: Call, name: str, message: str) -> StepRecord:
-        self._replies[name] = self._ask(call, name, message)
+    def _on_the_way(self, call: Call, name: str, message: str, constraint: Constraint | None) -> StepRecord:
+        self._replies[name] = self._ask(call, name, message, constraint)
         return self._replies[name]
 
     def _said(self) -> dict[str, Any]:
@@ -160,3 +177,8 @@ class _Merging:
             started=self._started,
             ended=datetime.now(UTC),
         )
+
+
+def _held_to(grammar: str, call: Call) -> Constraint:
+    """A reply that can be read, after as much thought as a model that reasons wants."""
+    return grammar_constraint(grammar, think=call.strip_reasoning)

@@ -9,6 +9,7 @@ from llm_core.generation import GenerateRequest, GenerateResult
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import chat, stage_output
 from llm_core.session_records import StepRecord
+from llm_core.structured import parsed_answer
 
 
 def request_of(call: Call, message: str, threads: int, cores: int) -> GenerateRequest:
@@ -18,19 +19,25 @@ def request_of(call: Call, message: str, threads: int, cores: int) -> GenerateRe
         threads: to decode with; where cores come free meanwhile, as many as `cores`.
     """
     messages = chat(call.system_prompt, message)
-    return GenerateRequest(messages, call.sampling, call.strip_reasoning, threads, call.threads or cores)
+    most_threads = call.threads or cores
+    return GenerateRequest(messages, call.sampling, call.strip_reasoning, threads, most_threads, call.constraint)
 
 
 def record_of(
     stage: StagePlan, call: Call, step: str, load: LoadParams, threads: int, result: GenerateResult, started: datetime
 ) -> StepRecord:
-    """`result` as the record of `step`, which ends now."""
+    """`result` as the record of `step`, which ends now.
+
+    Raises:
+        ConstraintError: the answer is not what its schema says.
+    """
     return StepRecord(
         id=f"{stage.number} {step}",
         number=stage.number,
         stage=stage.id,
         member=call.member,
         model=call.model,
+        parsed=parsed_answer(call.constraint, result.text),
         system_prompt=call.system_prompt,
         parameters={**asdict(call.sampling), **asdict(load), "threads": threads} | {"seed": result.seed},
         started=started,

@@ -1,4 +1,4 @@
-"""OpenAI's chat API over a pool: `/v1/models` and `/v1/chat/completions`, with streaming, usage and seed.
+"""OpenAI's chat API over a pool: `/v1/models` and `/v1/chat/completions`, with streaming, usage, seed and JSON schemas.
 
 What it cannot do is refused, never ignored. Shapes: https://platform.openai.com/docs/api-reference/chat
 """
@@ -9,19 +9,21 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from llm_core.call_params import MAX_SEED, SamplingParams
+from llm_core.call_params import MAX_SEED, Constraint, SamplingParams
+from llm_core.constraints import schema_constraint
 from llm_core.documents import describe
-from llm_core.errors import GgufFlowError
+from llm_core.errors import ConstraintError, GgufFlowError
 from llm_core.generation import GenerateRequest
 from llm_core.generation_events import generation_events
 from llm_core.host_models import HostedModel, HostModels
 from llm_core.pool import ModelPool
+from llm_core.structured import parsed_answer
 
 
 class TextPart(BaseModel):
@@ -43,6 +45,41 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = None
+    description: str | None = None
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+    """Either way the schema is enforced."""
+
+    @field_validator("json_schema")
+    @classmethod
+    def _can_be_enforced(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        schema_constraint(schema)
+        return schema
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_it_belongs(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("'json_schema' goes with the type 'json_schema', and only with it")
+        return self
+
+    @property
+    def constraint(self) -> Constraint | None:
+        if self.type == "text":
+            return None
+        return schema_constraint(self.json_schema.json_schema if self.json_schema else {"type": "object"})
+
+
 class ChatRequest(BaseModel):
     """The part of OpenAI's request that a local model can follow, and `top_k`, `min_p`, `repeat_penalty`."""
 
@@ -61,6 +98,7 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stop: str | list[str] | None = None
+    response_format: ResponseFormat | None = None
     n: Literal[1] = 1
     user: str | None = None
 
@@ -89,7 +127,7 @@ def openai_router(pool: ModelPool, models: HostModels) -> APIRouter:
     @router.post("/chat/completions", response_model=None)
     async def chat(body: dict[str, Any]) -> JSONResponse | StreamingResponse:
         try:
-            request = ChatRequest.model_validate(body)
+            request = await asyncio.to_thread(ChatRequest.model_validate, body)  # a schema may take a while
             found = await asyncio.to_thread(models.find, request.model)
         except ValidationError as error:
             return openai_error(400, describe(error), "invalid_request_error", None)
@@ -103,6 +141,10 @@ def openai_router(pool: ModelPool, models: HostModels) -> APIRouter:
             if "error" in event:
                 return _error_of(event)
             if "result" in event:
+                try:
+                    parsed_answer(wanted.constraint, event["result"]["text"])
+                except ConstraintError as error:
+                    return openai_error(500, str(error), "server_error", None)
                 return JSONResponse(_completion(request, event["result"]))
         raise AssertionError("a generation ends in a result or an error")
 
@@ -112,7 +154,8 @@ def openai_router(pool: ModelPool, models: HostModels) -> APIRouter:
 def _wanted(request: ChatRequest, found: HostedModel, models: HostModels) -> GenerateRequest:
     messages = tuple(("system" if m.role == "developer" else m.role, m.text) for m in request.messages)
     sampling = request.sampling(found.call.sampling)
-    return GenerateRequest(messages, sampling, found.call.strip_reasoning, models.cores, models.cores)
+    constraint = request.response_format.constraint if request.response_format else None
+    return GenerateRequest(messages, sampling, found.call.strip_reasoning, models.cores, models.cores, constraint)
 
 
 def _head(request: ChatRequest, kind: str) -> dict[str, Any]:

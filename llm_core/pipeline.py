@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from llm_core.aggregation import KINDS, VOTES, check_template
+from llm_core.constraints import grammar_constraint, schema_constraint
 from llm_core.custom_aggregation import find_custom
 from llm_core.documents import Document, describe, load_document, near_name, validate
 from llm_core.errors import AggregationError, ConfigError
 from llm_core.parameters import GenerationParams
+from llm_core.response_schema import read_grammar, read_schema
 from llm_core.schedule import ScheduleSpec
 
 BASE = "base"
@@ -113,6 +115,40 @@ class StageSpec(Document):
     quorum: int | None = Field(None, ge=1, description="so many members must answer; left out: all")
     member_timeout_s: float | None = Field(None, gt=0, description="a member that takes longer has no answer")
     cache: bool | None = Field(None, description="answer an identical call from an earlier session")
+    response_schema: dict[str, Any] | bool | None = Field(None, description="JSON schema that every answer satisfies")
+    grammar: str | None = Field(None, description="Lark or GBNF that every answer matches")
+    think: bool = Field(False, description="free text first; only what comes after it is held to schema or grammar")
+    on_truncation: Literal["complete", "error"] | None = Field(
+        None, description="what becomes of a constrained answer that is cut off; unset: complete"
+    )
+
+    @field_validator("response_schema", mode="before")
+    @classmethod
+    def _the_schema_itself(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None:
+            return None
+        schema = read_schema(value, (info.context or {}).get("folder"))
+        schema_constraint(schema)
+        return schema
+
+    @field_validator("grammar")
+    @classmethod
+    def _the_grammar_itself(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        grammar = read_grammar(value, (info.context or {}).get("folder"))
+        grammar_constraint(grammar)
+        return grammar
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Self:
+        constraints = [key for key in ("response_schema", "grammar") if getattr(self, key) is not None]
+        if len(constraints) == 2:
+            raise ValueError("takes either 'response_schema' or 'grammar', not both")
+        for key in ("think", "on_truncation"):
+            if getattr(self, key) and not constraints:
+                raise ValueError(f"'{key}' needs 'response_schema' or 'grammar' beside it")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -293,7 +329,8 @@ def load_valid_pipelines(path: Path) -> tuple[dict[str, PipelineSpec], dict[str,
         try:
             if name in RESERVED:
                 raise ConfigError(f"{path}: {key}: this name is taken by gguf-flow itself")
-            found[name] = validate(written, PipelineSpec, f"{path}: {key}").model_copy(update={"name": name})
+            spec = validate(written, PipelineSpec, f"{path}: {key}", path.parent)
+            found[name] = spec.model_copy(update={"name": name})
         except ConfigError as error:
             problems[name] = str(error)
     return found, problems

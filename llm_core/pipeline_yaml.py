@@ -74,7 +74,7 @@ def _member(member: MemberSpec) -> str | dict[str, Any]:
 def _quoted(value: Any) -> Any:
     """With quotes around texts that YAML 1.1, which reads the file, takes for something else: yes, 1:30, 010."""
     if isinstance(value, dict):
-        return {key: _quoted(one) for key, one in value.items()}
+        return {_quoted(key): _quoted(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_quoted(one) for one in value]
     if isinstance(value, str) and safe_dump([value], width=inf, allow_unicode=True) != f"- {value}\n":

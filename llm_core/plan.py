@@ -6,7 +6,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from llm_core.aggregation import template_references
-from llm_core.call_params import MAX_SEED, LoadParams, SamplingParams
+from llm_core.call_params import MAX_SEED, Constraint, LoadParams, SamplingParams
+from llm_core.constraints import constraint_of
 from llm_core.documents import near_name
 from llm_core.errors import PlanError
 from llm_core.parameters import GenerationParams
@@ -38,6 +39,7 @@ class Call:
     strip_reasoning: bool = False
     cache: bool = False
     """Whether an identical call of an earlier session may answer it."""
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ class _Planner:
             instructions=stage.instructions if member.instructions is None else member.instructions,
             strip_reasoning=model.entry.strip_reasoning,
             cache=self._cache(key, stage, sampling),
+            constraint=constraint_of(stage),
         )
 
     def _cache(self, key: str, stage: StageSpec, sampling: SamplingParams) -> bool:
@@ -273,7 +276,10 @@ class _Planner:
             instructions=spec.instructions,
             generation=spec.generation,
         )
-        plain = StageSpec(id=stage.id, type="single", members=(member,), generation=stage.generation, cache=stage.cache)
+        of_members = ["system_prompt", "instructions", "member_timeout_s"]
+        if spec.type == "judge":  # what it says is a number, and not the stage's answer
+            of_members += ["response_schema", "grammar"]
+        plain = stage.model_copy(update=dict.fromkeys(of_members))
         return replace(merging, synthesis=self._call(f"{key}.{field}", plain, member, []))
 
     def _check_members(self, key: str, stage: StageSpec, spec: AggregationSpec, calls: list[Call]) -> None:
@@ -326,4 +332,6 @@ def _call_line(branch: str, label: str, call: Call) -> str:
     parameters += [f"max_tokens {sampling.max_tokens}", f"n_ctx {load.n_ctx}"]
     parameters += [f"KV {load.kv_type}"] if load.kv_type != "f16" else []
     parameters += ["cache"] if call.cache else []
+    if call.constraint:
+        parameters.append("by its response_schema" if call.constraint.schema else "by its grammar")
     return f"   {branch} {label} ({Path(load.path).name}): {' · '.join(parameters)}"

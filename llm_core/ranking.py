@@ -3,6 +3,7 @@
 import re
 import string
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 
 from llm_core.errors import AggregationError
 from llm_core.votes import Merged, normalised
@@ -32,6 +33,15 @@ def ranking_message(question: str, answers: Mapping[str, str], instructions: str
     """
     listed = "\n\n".join(f"Answer {letter}:\n{text}" for letter, text in answers.items())
     return f"{instructions or RANKING_INSTRUCTIONS}\n\nQuestion:\n{question}\n\n{listed}\n\nRanking:"
+
+
+def ranking_grammar(letters: Sequence[str]) -> str:
+    """Lark: every letter once; of more than four, as many letters as there are."""
+    if len(letters) <= 4:
+        orders = (" > ".join(order) for order in permutations(letters))
+        return "start: " + " | ".join(f'"{order}"' for order in orders)
+    more = ' " > " LETTER' * (len(letters) - 1)
+    return f"start: LETTER{more}\nLETTER: /[{letters[0]}-{letters[-1]}]/"
 
 
 def read_ranking(reply: str, letters: Sequence[str]) -> tuple[str, ...]:
@@ -79,6 +89,11 @@ def judge_message(question: str, answers: Mapping[str, str], instructions: str |
     """What the judge is asked; answers are numbered from 1 and anonymous."""
     listed = "\n\n".join(f"Answer {number}:\n{text}" for number, text in enumerate(answers.values(), 1))
     return f"{instructions or JUDGE_INSTRUCTIONS}\n\nQuestion:\n{question}\n\n{listed}\n\nThe best answer is number"
+
+
+def judge_grammar(n_answers: int) -> str:
+    """Lark: one of the numbers."""
+    return "start: " + " | ".join(f'"{number}"' for number in range(1, n_answers + 1))
 
 
 def judged(answers: Mapping[str, str], reply: str) -> Merged:

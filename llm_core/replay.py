@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from llm_core.call_params import LoadParams, SamplingParams
+from llm_core.call_params import Constraint, LoadParams, SamplingParams
 from llm_core.errors import ContextOverflow, GgufFlowError
 from llm_core.merge import merged
 from llm_core.model_step import input_texts, record_of, request_of
@@ -91,10 +91,10 @@ class Replay:
         asked: list[Verdict] = []
         replies: Mapping[str, str] = (recorded.aggregation or {}).get("replies", {})
 
-        def ask(call: Call, name: str, message: str) -> StepRecord:
+        def ask(call: Call, name: str, message: str, constraint: Constraint | None) -> StepRecord:
             """What was said on the way is taken as it was; who gave the answer is asked again."""
             if f"{stage.number} {name}" == step_id:
-                asked.extend(self._of_model(stage, call, name, message))
+                asked.extend(self._of_model(stage, replace(call, constraint=constraint), name, message))
             return recorded.model_copy(update={"text": replies.get(name, recorded.text)})
 
         try:

@@ -56,6 +56,10 @@ class StepRecord(Versioned):
     model: str | None = None
     """The model that answered; `None` for an aggregation that needs none."""
     text: str
+    parsed: Any = None
+    """The value of an answer that has a `response_schema`, validated."""
+    truncated: bool = False
+    """Whether the answer was cut off, and got an end that its schema or grammar allows."""
     output: str | None = None
     """What later stages read, by the stage's `output_mode`; `None` for one member of several."""
     reasoning: str | None = None

@@ -40,6 +40,7 @@ def step_markdown(step: StepRecord) -> str:
     timings = {name: getattr(step, name) for name in ("load_s", "ttft_s", "tpot_s", "tokens_per_s")}
     counted = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "finish_reason", "seed")
     counts = {name: getattr(step, name) for name in counted}
+    counts["truncated"] = step.truncated or None
     facts = {"model": step.model, **counts, **timings, **step.parameters}
     parts += ["### Figures", _facts(facts)]
     if step.prompt:

@@ -31,6 +31,12 @@ class TextStream:
         new, self._given = self.text[self._given : safe], max(self._given, safe)
         return new
 
+    def complete(self, text: str) -> str:
+        """Take `text`, which begins with all that was given out, for the whole; returns what is new of it."""
+        self._decoder.reset()
+        new, self.text, self._given = text[self._given :], text, len(text)
+        return new
+
     def _held_back(self) -> int:
         """Length of the longest end of the text that begins a stop string."""
         return max(

@@ -2,6 +2,7 @@
 
 from prefect import task
 
+from llm_core.call_params import Constraint
 from llm_core.merge import check_quorum, merged
 from llm_core.model_step import input_texts
 from llm_core.plan import Call, StagePlan
@@ -27,9 +28,9 @@ def aggregate(
     for note in notes:
         progress.get().say(note)
 
-    def ask_watched(call: Call, step: str, message: str) -> StepRecord:
+    def ask_watched(call: Call, step: str, message: str, constraint: Constraint | None) -> StepRecord:
         watched = Watched(run, stage, call, step)
-        answer = ask(run, stage, call, step, message, threads_of(run, stage, call), watched.token)
+        answer = ask(run, stage, call, step, message, constraint, threads_of(run, stage, call), watched.token)
         watched.end(answer)
         return answer
 

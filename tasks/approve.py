@@ -27,6 +27,7 @@ def approve(
         stage=stage.id,
         kind="approval",
         text=text,
+        parsed=answer.parsed if text == answer.text else None,
         output=stage_output(stage.output_mode, question, input_texts(inputs), text),
         started=now,
         ended=now,

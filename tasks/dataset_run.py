@@ -14,7 +14,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from llm_core.dataset import Item
 from llm_core.dataset_results import DatasetResults
-from llm_core.errors import ContextOverflow, GenerationTimeout, GgufFlowError, InputError, ModelCrashed
+from llm_core.errors import ConstraintError, ContextOverflow, GenerationTimeout, GgufFlowError, InputError, ModelCrashed
 from llm_core.plan import Call, StagePlan
 from llm_core.session_records import StepRecord
 from llm_core.step_log import ItemStep, StepLog
@@ -25,7 +25,7 @@ SHOW_EVERY_S = 1.0
 """Between two updates of a progress artifact, which cost some 10 ms each."""
 MAX_CRASHES_IN_A_ROW = 3
 """Items that crash their model alone, one after the other, before the model itself is held to be at fault."""
-_OF_THE_ITEM = (ContextOverflow, GenerationTimeout, InputError)
+_OF_THE_ITEM = (ConstraintError, ContextOverflow, GenerationTimeout, InputError)
 
 
 class DatasetRun(Run):

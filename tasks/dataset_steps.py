@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from llm_core.call_params import Constraint
 from llm_core.dataset import Item
 from llm_core.dataset_results import step_names
 from llm_core.merge import check_quorum, merged
@@ -41,8 +42,8 @@ def aggregate_items(run: DatasetRun, stage: StagePlan, members: Sequence[StepSum
     assert stage.aggregation
     *of_members, name = step_names(stage)
 
-    def ask_synthesis(call: Call, step: str, message: str) -> StepRecord:
-        return ask(run, stage, call, step, message, threads_of(run, stage, call))
+    def ask_on_the_way(call: Call, step: str, message: str, constraint: Constraint | None) -> StepRecord:
+        return ask(run, stage, call, step, message, constraint, threads_of(run, stage, call))
 
     def answer(item: Item) -> StepRecord | None:
         read = _read(run, stage, item)
@@ -51,7 +52,7 @@ def aggregate_items(run: DatasetRun, stage: StagePlan, members: Sequence[StepSum
         if read is None or len(answered) < stage.quorum:
             return None
         failed = {c.member: a.error for c, a in zip(stage.calls, answers, strict=True) if a and a.error is not None}
-        step = merged(stage, item.question, answered, input_texts(read), ask_synthesis)
+        step = merged(stage, item.question, answered, input_texts(read), ask_on_the_way)
         return step.model_copy(update={"degraded": (*step.degraded, *check_quorum(stage, failed))})
 
     return Pass(run, stage, name, stage.aggregation.synthesis, answer, stage.retries).work()

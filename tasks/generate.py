@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect import task
 from prefect.context import TaskRunContext
 
+from llm_core.call_params import Constraint
 from llm_core.errors import ModelCrashed
 from llm_core.model_step import as_member, input_texts, record_of, request_of, reused_record
 from llm_core.plan import Call, StagePlan
@@ -69,16 +71,25 @@ def member_answer(
 ) -> StepRecord:
     """What one member of a stage says to `question` and to the `texts` of earlier stages."""
     message = user_message(question, texts, call.instructions)
-    answer = ask(run, stage, call, f"{stage.id}: {call.member}", message, admission.threads[call.member], on_token)
+    step, threads = f"{stage.id}: {call.member}", admission.threads[call.member]
+    answer = ask(run, stage, call, step, message, call.constraint, threads, on_token)
     return as_member(stage, call, question, texts, answer)
 
 
 def ask(
-    run: Run, stage: StagePlan, call: Call, step: str, message: str, threads: int, on_token: OnToken | None = None
+    run: Run,
+    stage: StagePlan,
+    call: Call,
+    step: str,
+    message: str,
+    constraint: Constraint | None,
+    threads: int,
+    on_token: OnToken | None = None,
 ) -> StepRecord:
     """One generation as the record of `step`, or what an identical one has said before."""
-    started = datetime.now(UTC)
-    load, request = run.placed[call], request_of(call, message, threads, run.cores)
+    started, load = datetime.now(UTC), run.placed[call]
+    call = replace(call, constraint=constraint)
+    request = request_of(call, message, threads, run.cores)
     key = run.answers.key(load, request) if call.cache else None
     if key and (found := run.answers.find(key)):
         return reused_record(stage, call, step, *found)

@@ -1,5 +1,6 @@
 """The model host as a real process with a real model, asked by the official OpenAI client and by hand."""
 
+import json
 import os
 import signal
 import stat
@@ -15,6 +16,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from pydantic import BaseModel
 
 from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.errors import ConfigError, ContextOverflow, ModelCrashed
@@ -120,9 +122,60 @@ def test_stream_adds_up_to_the_answer_and_tells_usage_at_its_end(client: openai.
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens  # type: ignore[union-attr]
 
 
+CITY: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "inhabitants": {"type": "integer"}},
+    "required": ["city", "inhabitants"],
+    "additionalProperties": False,
+}
+
+
+def city_format(schema: dict[str, Any]) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}}
+
+
+@pytest.mark.parametrize("max_tokens", [3, 60])
+def test_official_client_gets_json_by_its_schema_cut_off_or_not(client: openai.OpenAI, max_tokens: int) -> None:
+    answer = client.chat.completions.create(
+        model="small", messages=QUESTION, response_format=city_format(CITY), max_tokens=max_tokens, seed=1
+    )
+    value = json.loads(answer.choices[0].message.content or "")
+    assert (type(value["city"]), type(value["inhabitants"])) == (str, int)
+    assert answer.choices[0].finish_reason == ("length" if max_tokens == 3 else "stop")
+
+
+def test_official_client_gets_an_object_of_any_kind(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="small", messages=QUESTION, response_format={"type": "json_object"}, max_tokens=30, seed=1
+    )
+    assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
+
+
+def test_official_client_parses_a_pydantic_model(client: openai.OpenAI) -> None:
+    class City(BaseModel):
+        city: str
+        inhabitants: int
+
+    answer = client.chat.completions.parse(
+        model="small", messages=QUESTION, response_format=City, max_tokens=60, temperature=0
+    )
+    assert isinstance(answer.choices[0].message.parsed, City)
+
+
+def test_streamed_json_is_whole_where_it_was_cut_off(client: openai.OpenAI) -> None:
+    chunks = client.chat.completions.create(
+        model="small", messages=QUESTION, response_format=city_format(CITY), max_tokens=4, stream=True
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert set(json.loads(text)) == {"city", "inhabitants"}
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"response_format": city_format({"not": {}})}, openai.BadRequestError, "not: cannot be enforced while"),
+        ({"response_format": {"type": "xml"}}, openai.BadRequestError, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, openai.BadRequestError, "'json_schema' goes with the type"),
         ({"model": "smal"}, openai.NotFoundError, "model 'smal' cannot be used: it is not in models.yaml"),
         ({"model": "gone"}, openai.NotFoundError, "model 'gone' cannot be used"),
         ({"temperature": 9}, openai.BadRequestError, "temperature"),

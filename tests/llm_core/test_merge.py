@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_core.call_params import Constraint
 from llm_core.errors import AggregationError, ContextOverflow
 from llm_core.merge import merged
 from llm_core.pipeline import load_pipeline
@@ -49,7 +50,7 @@ class Models:
         self.replies, self.longest = replies, longest
         self.asked: dict[str, str] = {}
 
-    def __call__(self, call: Call, step: str, message: str) -> StepRecord:
+    def __call__(self, call: Call, step: str, message: str, constraint: Constraint | None) -> StepRecord:
         if len(message) > self.longest:
             raise ContextOverflow("too long")
         self.asked[step] = message

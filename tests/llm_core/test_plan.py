@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm_core.call_params import SamplingParams
+from llm_core.constraints import schema_constraint
 from llm_core.errors import ConfigError, PlanError
 from llm_core.pipeline import load_pipeline
 from llm_core.plan import Call, Plan, make_plan
@@ -395,3 +396,27 @@ def test_quorum_that_cannot_be_is_refused(project: Project, stage: str, message:
 def test_member_has_the_shorter_of_two_time_limits(project: Project) -> None:
     stage = "{id: a, models: [m, {model: m, generation: {timeout_s: 2}}], member_timeout_s: 5}"
     assert [call.sampling.timeout_s for call in plan(project, ONE_MODEL, stage).calls] == [5.0, 2.0]
+
+
+@pytest.mark.parametrize("aggregation", ["{type: synthesis, synthesis_model: n, system_prompt: S}", "concat"])
+def test_every_answer_of_a_stage_is_held_to_its_schema(project: Project, aggregation: str) -> None:
+    planned = plan(
+        project,
+        TWO_MODELS,
+        f"{{id: a, models: [m, n], response_schema: {{type: integer}}, think: true, aggregation: {aggregation}}}",
+        "{id: b, model: m}",
+    )
+    *held, free = planned.calls
+    assert len(held) == (3 if "synthesis" in aggregation else 2)
+    for call in held:
+        assert call.constraint == schema_constraint({"type": "integer"}, think=True, on_truncation="complete")
+    assert free.constraint is None
+    assert str(planned).count("by its response_schema") == len(held)
+
+
+def test_synthesis_takes_neither_prompt_nor_instructions_of_its_stage(project: Project) -> None:
+    stage = (
+        "{id: a, models: [m], system_prompt: S, instructions: I, aggregation: {type: synthesis, synthesis_model: n}}"
+    )
+    _, synthesis = plan(project, TWO_MODELS, stage).calls
+    assert (synthesis.system_prompt, synthesis.instructions) == (None, None)
