@@ -3,13 +3,16 @@
 import pytest
 
 from llm_core.errors import AggregationError
+from llm_core.grammar_text import text_grammar
 from llm_core.ranking import (
     JUDGE_INSTRUCTIONS,
     RANKING_INSTRUCTIONS,
     ballot,
     borda,
+    judge_grammar,
     judge_message,
     judged,
+    ranking_grammar,
     ranking_message,
     read_ranking,
 )
@@ -48,6 +51,17 @@ def test_ranker_sees_letters_and_no_names() -> None:
 )
 def test_ranking_is_read_from_a_reply(reply: str, ranking: str) -> None:
     assert "".join(read_ranking(reply, ["A", "B", "C"])) == ranking
+
+
+def test_grammars_allow_what_can_be_read_and_nothing_else() -> None:
+    assert ranking_grammar(["A", "B"]) == 'start: "A > B" | "B > A"'
+    assert ranking_grammar(list("ABCD")).count("|") == 23
+    assert ranking_grammar(list("ABCDE")) == (
+        'start: LETTER " > " LETTER " > " LETTER " > " LETTER " > " LETTER\nLETTER: /[A-E]/'
+    )
+    assert judge_grammar(3) == 'start: "1" | "2" | "3"'
+    for grammar in (ranking_grammar(list("ABCD")), ranking_grammar(list("ABCDE")), judge_grammar(12)):
+        text_grammar(grammar)
 
 
 @pytest.mark.parametrize(
