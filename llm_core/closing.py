@@ -6,6 +6,7 @@ import re
 import string
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from llm_core.constraint_errors import guarded, one_line
@@ -13,7 +14,7 @@ from llm_core.errors import ConstraintError
 from llm_core.pattern_example import pattern_example
 
 REACHES = (64, 512, 4096)
-"""Bytes to the end, at most: every way is tried so far before any is tried farther."""
+"""Bytes to the end, at most, of one attempt."""
 MOST_ENDS = 24
 """Of the example of one pattern."""
 _N_SHUFFLES = 8
@@ -48,11 +49,10 @@ def closed(grammar: str, text: bytes) -> bytes:
             raise ConstraintError(f"the cut-off answer breaks its grammar: {one_line(start.get_error())}")
         if start.is_accepting():
             return text
-        for most in REACHES:
-            for way in _ways(grammar):
-                whole = _follow(start.deep_copy(), text, way, most)
-                if whole is not None:
-                    return whole
+        for way, most in _attempts(grammar):
+            whole = _follow(start.deep_copy(), text, way, most)
+            if whole is not None:
+                return whole
     raise ConstraintError("the cut-off answer cannot be closed: no end of it was found; raise max_tokens")
 
 
@@ -84,6 +84,13 @@ class _Way:
         return byte
 
 
+def _attempts(grammar: str) -> Iterator[tuple[_Way, int]]:
+    """Ways and how far to follow each: every one so far before any goes farther, but for the first, which fit most."""
+    near, far, farthest = REACHES
+    yield from ((way, most) for most in (near, far) for way in islice(_ways(grammar), 2))
+    yield from ((way, most) for most in (near, far, farthest) for way in _ways(grammar))
+
+
 def _ways(grammar: str) -> Iterator[_Way]:
     if literals := _literals(grammar):
         yield _Way(_ALNUM + _SIGNS + _LATE + _REST, literals=literals)
@@ -104,22 +111,28 @@ def _follow(matcher: Any, text: bytes, way: _Way, most: int) -> bytes | None:
     whole = bytearray(text)
     in_string = _within_string(whole)
     while len(whole) < len(text) + most and not matcher.is_stopped():
-        for literal in way.literals if in_string else ():
-            if matcher.validate_tokens(list(literal)) == len(literal):
-                matcher.consume_tokens(list(literal))
-                whole += literal
-                in_string = False
-                break
-        else:
+        taken = matcher.compute_ff_bytes() or _literal(matcher, way, in_string)
+        if not taken:
             byte = way.choose(matcher.compute_bitmask(), in_string=in_string)
-            if byte is None or not matcher.consume_token(byte):
+            if byte is None:
                 return None
-            whole.append(byte)
-            if byte == _QUOTE:
-                in_string = _within_string(whole)
+            taken = bytes([byte])
+        if not matcher.consume_tokens(list(taken)):
+            return None
+        whole += taken
         if matcher.is_accepting():
             return bytes(whole)
+        if b'"' in taken:
+            in_string = _within_string(whole)
     return None
+
+
+def _literal(matcher: Any, way: _Way, in_string: bool) -> bytes:
+    """What `way` knows to end this string with, if anything."""
+    for literal in way.literals if in_string else ():
+        if matcher.validate_tokens(list(literal)) == len(literal):
+            return literal
+    return b""
 
 
 def _within_string(text: bytes | bytearray) -> bool:

@@ -21,7 +21,7 @@ from tests.benchmarks.engine import Counts, chats
 from tests.benchmarks.model_files import SMOLLM
 from tests.benchmarks.rounds import check_same_work, in_turn
 
-REQUESTS, N_CTX, N_TOKENS = 8, 512, 96
+REQUESTS, N_CTX, N_TOKENS = 8, 512, 64
 CORES = physical_cores()
 ITEM: dict[str, Any] = {
     "type": "object",
@@ -37,9 +37,9 @@ ITEM: dict[str, Any] = {
 WAYS: dict[str, Constraint | None] = {
     "free": None,
     "one text": schema_constraint(
-        {"type": "object", "properties": {"story": {"type": "string", "minLength": 700}}, "required": ["story"]}
+        {"type": "object", "properties": {"story": {"type": "string", "minLength": 500}}, "required": ["story"]}
     ),
-    "list of objects": schema_constraint({"type": "array", "items": ITEM, "minItems": 12}),
+    "list of objects": schema_constraint({"type": "array", "items": ITEM, "minItems": 8}),
 }
 
 
@@ -66,13 +66,16 @@ def speeds(worker: ModelWorker, rounds: int) -> dict[str, list[float]]:
             counts[name] = ask_all(worker, [f"{turn}{name}: {prompt}" for prompt in asked], WAYS[name])
             if turn:
                 measured[name].append(REQUESTS * N_TOKENS / (time.perf_counter() - started))
+        if turn:
+            print(*(f"{measured[name][-1]:.1f}" for name in WAYS), flush=True)
         check_same_work({name: [(0, n) for _, n in answers] for name, answers in counts.items()}, N_TOKENS)
     return measured
 
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    print(f"tokens/s, {REQUESTS} requests together, {N_TOKENS} tokens each, {CORES} cores, medians of {rounds}")
+    work = f"{REQUESTS} requests together, {N_TOKENS} tokens each, {CORES} cores, {rounds} rounds"
+    print(f"tokens/s, {work}: {', '.join(WAYS)}")
     worker = ModelWorker(LoadParams(str(SMOLLM), N_CTX, sequences=REQUESTS), "smollm2")
     worker.use_threads(CORES)
     measured = speeds(worker, rounds)
@@ -80,7 +83,7 @@ def main() -> None:
     for way, values in measured.items():
         ratios = [value / free for value, free in zip(values, measured["free"], strict=True)]
         shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"{way:>18}{statistics.median(values):10.1f}   / free, round by round: {shown}")
+        print(f"{way:>18}: median {statistics.median(values):.1f}; / free, round by round: {shown}")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def test_repository_pipelines_load() -> None:
         "base": ["draft", "critique", "panel"],
         "self-consistency": ["vote"],
         "summarise-and-criticise": ["summary", "criticism", "report"],
+        "extract": ["facts"],
     }
 
 
