@@ -86,9 +86,10 @@ def delete_session(folder: Path, session_id: str, *, force: bool = False) -> Non
 
 
 def to_prune(folder: Path, older_than: timedelta, keep: int, now: datetime | None = None) -> list[SessionRecord]:
-    """The finished sessions that began longer ago than `older_than`, but for the newest `keep` of all."""
+    """The finished sessions that began longer ago than `older_than`, but for the newest `keep` of all, and for links."""
     sessions = [session for session in list_sessions(folder) if isinstance(session, SessionRecord)]
     newest = {session.id for session in sorted(sessions, key=lambda s: s.created)[max(0, len(sessions) - keep) :]}
     before = (now or datetime.now(UTC)) - older_than
     done = (session for session in sessions if session.status not in ("running", "suspended"))
+    done = (session for session in done if not (folder / session.id).is_symlink())
     return [session for session in done if session.created < before and session.id not in newest]

@@ -124,4 +124,5 @@ def test_link_to_elsewhere_is_not_followed(folder: Path) -> None:
     (folder / "session_009").symlink_to(elsewhere)
     with pytest.raises(SessionError, match="is a link; remove it by hand"):
         delete_session(folder, "session_009", force=True)
+    assert "session_009" not in [session.id for session in to_prune(folder, timedelta(0), 0, NOON)]
     assert (elsewhere / "session.json").exists()
