@@ -17,7 +17,8 @@ from flows.stage_tasks import StageTasks
 from llm_core.errors import InsufficientMemory
 from llm_core.pipeline import PipelineSpec
 from llm_core.prompts import check_question
-from llm_core.session import Session, list_sessions
+from llm_core.session import Session
+from llm_core.session_files import list_sessions
 from llm_core.session_records import Branch, SessionRecord
 from llm_core.settings import Settings
 

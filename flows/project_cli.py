@@ -15,7 +15,7 @@ from llm_core.pipeline_yaml import save_pipeline
 from llm_core.plan import make_plan
 from llm_core.registry import load_registry
 from llm_core.residency import plan_residency
-from llm_core.session import load_session
+from llm_core.session_files import load_session
 from llm_core.settings import Settings
 from llm_core.snapshot import load_snapshot
 

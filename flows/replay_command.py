@@ -16,7 +16,7 @@ from llm_core.machine import cpu_name
 from llm_core.memory import MemoryEstimates
 from llm_core.plan import make_plan
 from llm_core.replay import Replay, Verdict
-from llm_core.session import load_session, load_steps
+from llm_core.session_files import load_session, load_steps
 from llm_core.session_records import StepRecord
 from llm_core.settings import Settings
 from llm_core.snapshot import Snapshot, load_snapshot

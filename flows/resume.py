@@ -7,7 +7,7 @@ from typing import Any
 from llm_core.errors import InputError, SessionError
 from llm_core.fingerprint import sha256
 from llm_core.pipeline import PipelineSpec
-from llm_core.session import list_sessions
+from llm_core.session_files import list_sessions
 from llm_core.session_records import SessionRecord
 from llm_core.settings import Settings
 

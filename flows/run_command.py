@@ -13,12 +13,13 @@ from rich.console import Console
 from flows.prefect_start import exit_code, starting_prefect
 from flows.progress import watcher
 from llm_core.errors import InputError
-from llm_core.pipeline import PipelineSpec, StageSpec
+from llm_core.pipeline import PipelineSpec
 from llm_core.plan import StagePlan
 from llm_core.rerun import Changes, Rerun, of_stages
-from llm_core.session import load_session, load_steps
+from llm_core.session_files import load_session, load_steps
 from llm_core.session_records import StepRecord
 from llm_core.settings import Settings
+from llm_core.stage_spec import StageSpec
 
 
 def run_question(spec: PipelineSpec, question: str, settings: Settings, *, as_json: bool, stderr: Console) -> int:

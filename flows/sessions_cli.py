@@ -9,7 +9,7 @@ from cyclopts import App, Parameter, validators
 from flows.console import say, stdout
 from flows.sessions_table import session_text, sessions_lines
 from llm_core.errors import InputError, SessionError
-from llm_core.session import list_sessions, load_final, load_session, load_steps
+from llm_core.session_files import list_sessions, load_final, load_session, load_steps
 from llm_core.session_history import Wanted, as_tree, delete_session, parse_age, to_prune
 from llm_core.session_records import SessionRecord, Status
 from llm_core.settings import Settings

@@ -17,7 +17,7 @@ from llm_core.generation import GenerateRequest
 from llm_core.gguf_file import read_gguf
 from llm_core.machine import cpu_name
 from llm_core.memory import llama_cpp_version
-from llm_core.session import is_session_name
+from llm_core.session_files import is_session_name
 from llm_core.session_records import StepRecord
 
 FOLDER = ".answers"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from llm_core.call_params import Constraint
 
 if TYPE_CHECKING:
-    from llm_core.pipeline import StageSpec
+    from llm_core.stage_spec import StageSpec
 
 
 def constraint_of(stage: "StageSpec") -> Constraint | None:

@@ -6,12 +6,13 @@ from llm_core.call_params import LoadParams
 from llm_core.errors import InputError
 from llm_core.machine import physical_cores
 from llm_core.memory import MemoryEstimates
-from llm_core.pipeline import MemberSpec, PipelineSpec, StageSpec
+from llm_core.pipeline import PipelineSpec
 from llm_core.placement import place
 from llm_core.plan import Call, make_plan
 from llm_core.pool import ModelPool
 from llm_core.registry import ModelRegistry, load_registry
 from llm_core.settings import Settings
+from llm_core.stage_spec import MemberSpec, StageSpec
 
 ANSWERS_AT_ONCE = 4
 """Sequences of a model that is loaded for the OpenAI API, where memory allows."""

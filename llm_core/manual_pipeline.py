@@ -9,9 +9,10 @@ from pydantic.fields import FieldInfo
 from llm_core.documents import Document, validate
 from llm_core.errors import GgufFlowError
 from llm_core.parameters import GenerationParams
-from llm_core.pipeline import ExecutionMode, OutputMode, PipelineSpec
+from llm_core.pipeline import ExecutionMode, PipelineSpec
 from llm_core.registry import load_registry
 from llm_core.settings import Settings
+from llm_core.stage_spec import OutputMode
 
 NAME = "manual"
 FROM_MODEL = "Empty: what models.yaml says."

@@ -14,7 +14,8 @@ from yaml import safe_dump
 from llm_core.atomic_write import write_whole
 from llm_core.documents import parse_document
 from llm_core.errors import ConfigError, InputError
-from llm_core.pipeline import BASE, RESERVED, MemberSpec, PipelinesDocument, PipelineSpec, StageSpec, load_pipelines
+from llm_core.pipeline import BASE, RESERVED, PipelinesDocument, PipelineSpec, load_pipelines
+from llm_core.stage_spec import MemberSpec, StageSpec
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 

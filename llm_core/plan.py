@@ -11,8 +11,9 @@ from llm_core.constraints import constraint_of
 from llm_core.documents import near_name
 from llm_core.errors import PlanError
 from llm_core.parameters import GenerationParams
-from llm_core.pipeline import BASE, AggregationSpec, MemberSpec, PipelineSpec, StageSpec
+from llm_core.pipeline import BASE, PipelineSpec
 from llm_core.registry import LocalModel, ModelRegistry
+from llm_core.stage_spec import AggregationSpec, MemberSpec, StageSpec
 
 DEFAULT_N_CTX = 4096
 """Context length where no file says one, or the trained one if that is less."""

@@ -10,7 +10,7 @@ from llm_core.overrides import override, replace_model
 from llm_core.pipeline import PipelineSpec
 from llm_core.plan import Plan, StagePlan, make_plan
 from llm_core.registry import ModelRegistry
-from llm_core.session import load_session, load_steps
+from llm_core.session_files import load_session, load_steps
 from llm_core.session_records import Branch, SessionRecord
 from llm_core.snapshot import Snapshot, load_snapshot
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_core.session import load_session, load_steps
+from llm_core.session_files import load_session, load_steps
 from llm_core.session_records import SessionRecord, StepRecord
 from llm_core.snapshot import read_snapshot
 from llm_core.word_diff import Piece, word_diff

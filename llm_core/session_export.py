@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llm_core.atomic_write import write_whole
 from llm_core.errors import InputError
-from llm_core.session import load_final, load_session, load_steps
+from llm_core.session_files import load_final, load_session, load_steps
 from llm_core.session_report import session_markdown
 
 SUFFIXES = (".md", ".zip")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from llm_core.errors import InputError, SessionError
-from llm_core.session import list_sessions, load_session, session_folder
+from llm_core.session_files import list_sessions, load_session, session_folder
 from llm_core.session_records import SessionRecord, Status
 
 _AGE = re.compile(r"([0-9]{1,6})([mhdw])")
@@ -86,7 +86,7 @@ def delete_session(folder: Path, session_id: str, *, force: bool = False) -> Non
 
 
 def to_prune(folder: Path, older_than: timedelta, keep: int, now: datetime | None = None) -> list[SessionRecord]:
-    """The finished sessions that began longer ago than `older_than`, but for the newest `keep` of all, and for links."""
+    """The finished sessions that began longer ago than `older_than`, but for links and the newest `keep` of all."""
     sessions = [session for session in list_sessions(folder) if isinstance(session, SessionRecord)]
     newest = {session.id for session in sorted(sessions, key=lambda s: s.created)[max(0, len(sessions) - keep) :]}
     before = (now or datetime.now(UTC)) - older_than

@@ -14,7 +14,7 @@ from llm_core.gguf_file import GgufFile, read_gguf
 from llm_core.parameters import ModelParams
 from llm_core.pipeline import PipelineSpec
 from llm_core.registry import LocalModel, ModelEntry, ModelRegistry
-from llm_core.session import check_format, session_folder
+from llm_core.session_files import check_format, session_folder
 
 
 class _SavedModel(BaseModel):

@@ -6,7 +6,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from llm_core.session import load_step
+from llm_core.session_files import load_step
 from llm_core.session_records import StepRecord
 from llm_core.session_report import step_markdown
 from tasks.record import artifact_key

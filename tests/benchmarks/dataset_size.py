@@ -47,7 +47,7 @@ async def task_runs(session_id: str) -> int:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-    from llm_core.session import load_session
+    from llm_core.session_files import load_session
     from llm_core.settings import Settings
 
     flow_run_id = load_session(Settings().sessions_folder, session_id).flow_run_id

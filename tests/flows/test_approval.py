@@ -15,7 +15,7 @@ from flows.pipeline import compile_flow
 from flows.result import PipelineResult
 from llm_core.errors import InputError
 from llm_core.pipeline import load_pipeline
-from llm_core.session import load_session
+from llm_core.session_files import load_session
 from llm_core.settings import Settings
 from tasks.run import Silent, progress
 from tests.conftest import REPOSITORY, Project

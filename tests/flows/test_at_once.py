@@ -20,7 +20,7 @@ from flows.result import PipelineResult
 from llm_core.machine import budget, read_machine
 from llm_core.machine_lock import machine_lock
 from llm_core.pipeline import load_pipeline
-from llm_core.session import list_sessions, load_steps
+from llm_core.session_files import list_sessions, load_steps
 from llm_core.session_records import SessionRecord
 from llm_core.settings import Settings
 from tasks.run import Silent, progress

@@ -18,7 +18,7 @@ from flows.result import PipelineFailed
 from llm_core import local_pool
 from llm_core.errors import GgufFlowError, SessionError
 from llm_core.memory import MemoryEstimates
-from llm_core.session import list_sessions, load_session
+from llm_core.session_files import list_sessions, load_session
 from llm_core.settings import Settings
 from tasks.run import Silent, progress
 from tests.conftest import Project

@@ -13,7 +13,7 @@ from flows.pipeline import compile_flow
 from flows.result import PipelineResult
 from llm_core.pipeline import load_pipeline
 from llm_core.pool import ModelPool
-from llm_core.session import load_session
+from llm_core.session_files import load_session
 from llm_core.session_history import delete_session
 from llm_core.settings import Settings
 from tests.conftest import Project

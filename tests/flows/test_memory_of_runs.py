@@ -26,7 +26,7 @@ from llm_core.machine import read_machine
 from llm_core.memory import MemoryEstimates
 from llm_core.pipeline import load_pipeline
 from llm_core.pool import ModelPool
-from llm_core.session import load_session
+from llm_core.session_files import load_session
 from llm_core.settings import Settings
 from llm_core.worker import ModelWorker
 from tasks.run import Silent, progress

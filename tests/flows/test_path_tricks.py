@@ -10,7 +10,7 @@ from flows.pipeline import compile_flow
 from flows.rerun import rerun
 from llm_core.errors import SessionError
 from llm_core.pipeline import load_pipeline
-from llm_core.session import load_session
+from llm_core.session_files import load_session
 from llm_core.settings import Settings
 from tasks.record import artifact_key
 from tests.conftest import Project

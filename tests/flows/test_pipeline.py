@@ -19,7 +19,7 @@ from flows.result import PipelineFailed, PipelineResult
 from llm_core.errors import ContextOverflow, GenerationTimeout, InputError, ModelCrashed, PlanError
 from llm_core.overrides import override
 from llm_core.pipeline import PipelineSpec, load_pipeline
-from llm_core.session import load_session, load_steps
+from llm_core.session_files import load_session, load_steps
 from llm_core.settings import Settings
 from tasks import watched
 from tasks.run import Silent, progress

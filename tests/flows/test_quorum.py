@@ -12,7 +12,7 @@ from flows.pipeline import compile_flow
 from flows.rerun import rerun
 from flows.result import PipelineFailed, PipelineResult
 from llm_core.pipeline import load_pipeline
-from llm_core.session import load_session
+from llm_core.session_files import load_session
 from llm_core.settings import Settings
 from tests.conftest import Project
 

@@ -12,7 +12,8 @@ from llm_core.gguf_file import read_gguf
 from llm_core.parameters import ModelParams
 from llm_core.registry import ModelEntry, ModelRegistry, model_path
 from llm_core.rerun import Changes, plan_rerun
-from llm_core.session import Session, list_sessions, load_session, load_step, load_steps, step_files
+from llm_core.session import Session, step_files
+from llm_core.session_files import list_sessions, load_session, load_step, load_steps
 from llm_core.session_history import delete_session
 from llm_core.session_records import SessionRecord
 from llm_core.snapshot import load_snapshot

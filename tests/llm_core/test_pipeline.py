@@ -6,7 +6,8 @@ import pytest
 
 from llm_core.errors import ConfigError
 from llm_core.parameters import GenerationParams
-from llm_core.pipeline import AggregationSpec, MemberSpec, PipelineSpec, StageSpec, load_pipeline, load_pipelines
+from llm_core.pipeline import PipelineSpec, load_pipeline, load_pipelines
+from llm_core.stage_spec import AggregationSpec, MemberSpec, StageSpec
 from tests.conftest import REPOSITORY
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from llm_core.errors import ConfigError
-from llm_core.pipeline import PipelineSpec, StageSpec, load_pipeline, load_valid_pipelines
+from llm_core.pipeline import PipelineSpec, load_pipeline, load_valid_pipelines
 from llm_core.pipeline_yaml import as_written, save_pipeline
+from llm_core.stage_spec import StageSpec
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 MODELS = """

@@ -12,7 +12,8 @@ import pytest
 
 from llm_core.atomic_write import write_whole
 from llm_core.errors import SessionError
-from llm_core.session import Session, check_writable, list_sessions, load_session, load_steps, step_files
+from llm_core.session import Session, check_writable, step_files
+from llm_core.session_files import list_sessions, load_session, load_steps
 from llm_core.session_records import StepRecord
 from tests.conftest import REPOSITORY
 

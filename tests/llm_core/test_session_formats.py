@@ -11,7 +11,8 @@ from llm_core.errors import SessionError
 from llm_core.parameters import ModelParams
 from llm_core.registry import ModelRegistry
 from llm_core.rerun import Changes, plan_rerun
-from llm_core.session import Session, list_sessions, load_session, load_steps
+from llm_core.session import Session
+from llm_core.session_files import list_sessions, load_session, load_steps
 from llm_core.session_history import delete_session, to_prune
 from llm_core.session_records import SessionRecord
 from llm_core.snapshot import load_snapshot

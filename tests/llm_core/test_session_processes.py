@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from llm_core.errors import SessionError
-from llm_core.session import Session, list_sessions, load_session, load_steps
+from llm_core.session import Session
+from llm_core.session_files import list_sessions, load_session, load_steps
 from llm_core.session_records import SessionRecord
 from llm_core.step_log import StepLog
 from tests.conftest import REPOSITORY
