@@ -46,6 +46,8 @@ class Constraint:
     """Free text first, until `</think>` or the model's own end; the grammar holds from there."""
     on_truncation: Literal["complete", "error"] = "complete"
     """What becomes of an answer that is cut off."""
+    logprobs: bool = False
+    """Whether the result is to tell how probable its tokens were to the model."""
 
 
 @dataclass(frozen=True)

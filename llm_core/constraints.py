@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 def constraint_of(stage: "StageSpec") -> Constraint | None:
     """The constraint of every answer of `stage`, a synthesis among them: what it hands on is held to it too."""
-    how = {"think": stage.think, "on_truncation": stage.on_truncation or "complete"}
+    votes = stage.aggregation is not None and stage.aggregation.type == "field_vote"
+    how = {"think": stage.think, "on_truncation": stage.on_truncation or "complete", "logprobs": votes}
     if stage.response_schema is not None:
         return schema_constraint(stage.response_schema, **how)
     return None if stage.grammar is None else grammar_constraint(stage.grammar, **how)

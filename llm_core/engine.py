@@ -295,6 +295,7 @@ class Engine:
             tpot_s=decode_s / (n - 1) if n > 1 else None,
             tokens_per_s=n / (answer.last_token - answer.started),
             truncated=bool(answer.guide and answer.guide.truncated),
+            logprobs=tuple(answer.guide.logprobs) if answer.guide else (),
         )
         return Finished(answer.id, result)
 

@@ -68,8 +68,13 @@ class GenerateResult:
     """What had to be given up for want of memory."""
     truncated: bool = False
     """Whether it was cut off, and got an end that its constraint allows."""
+    logprobs: tuple[tuple[int, float], ...] = ()
+    """Where its constraint asks for them: of each token of the text, the byte where it ends and its log probability to
+    the model, whatever the constraint allowed and however it was drawn."""
 
 
 def unpack_result(data: dict[str, Any]) -> GenerateResult:
     """The result that `asdict` took apart, after a journey as JSON."""
-    return GenerateResult(**{**data, "tokens": tuple(data["tokens"]), "degraded": tuple(data["degraded"])})
+    logprobs = tuple((end, logprob) for end, logprob in data["logprobs"])
+    tuples = {"tokens": tuple(data["tokens"]), "degraded": tuple(data["degraded"]), "logprobs": logprobs}
+    return GenerateResult(**{**data, **tuples})

@@ -57,6 +57,8 @@ class Guide:
         self.ended = False
         """Whether the answer is whole: nothing may follow, or the model has ended where it may."""
         self.truncated = False
+        self.logprobs: list[tuple[int, float]] = []
+        """As in `GenerateResult`; without those of what closes it."""
         self._masks, self._constraint, self._matcher = masks, constraint, matcher
         self._text = bytearray()
         self._thought = bytearray(THINK if prompt.rstrip().endswith("<think>") else b"")  # by the chat template
@@ -78,9 +80,12 @@ class Guide:
         if self.thinking:
             return self._next_thought(sampler, output_index)
         with guarded("the mask failed"):
+            total = self._masks.log_total(output_index) if self._constraint.logprobs else None
             self._masks.apply(self._matcher, output_index)
             token = self._masks.draw(sampler, output_index)
             self._take(token)
+            if total is not None and not self._masks.llama.is_end(token):
+                self.logprobs.append((len(self._text), self._masks.logit(token, output_index) - total))
         return token
 
     def close(self, stream: TextStream, max_tokens: int) -> str:
@@ -173,9 +178,24 @@ class _Masks:
         allowed = np.unpackbits(self._bits.view(np.uint8), count=self.llama.n_vocab, bitorder="little")
         if matcher.is_error() or not allowed.any():
             raise ConstraintError(f"no token may come next: {one_line(matcher.get_error()) or 'a dead end'}")
+        np.copyto(self._logits(output_index), -inf, where=allowed == 0)
+
+    def log_total(self, output_index: int) -> float:
+        """What a logit must be less to be a log probability; of the model's own logits, so before `apply`."""
+        import numpy as np
+
+        logits = self._logits(output_index)
+        largest = float(logits.max())
+        return largest + float(np.log(np.exp(logits - largest).sum()))
+
+    def logit(self, token: int, output_index: int) -> float:
+        return float(self._logits(output_index)[token])
+
+    def _logits(self, output_index: int) -> Any:
+        import numpy as np
+
         pointer = llama_cpp.llama_get_logits_ith(self.llama.context, output_index)
-        logits = np.ctypeslib.as_array(pointer, (self.llama.n_vocab,))
-        np.copyto(logits, -inf, where=allowed == 0)
+        return np.ctypeslib.as_array(pointer, (self.llama.n_vocab,))
 
     def draw(self, sampler: object, output_index: int) -> int:
         return int(llama_cpp.llama_sampler_sample(sampler, self.llama.context, output_index))

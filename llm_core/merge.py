@@ -1,5 +1,6 @@
 """The answers of a stage's members become its one answer, as the stage's aggregation says."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -9,6 +10,7 @@ from llm_core.call_params import Constraint
 from llm_core.constraints import grammar_constraint
 from llm_core.custom_aggregation import merge_by
 from llm_core.errors import AggregationError, ContextOverflow
+from llm_core.field_vote import Ballot, field_vote
 from llm_core.plan import AggregationPlan, Call, StagePlan
 from llm_core.prompts import stage_output
 from llm_core.ranking import (
@@ -62,6 +64,8 @@ def merged(
     chosen = next((member for member in members if member.text == step.text), None)
     if chosen and step.parsed is None:
         step = step.model_copy(update={"parsed": chosen.parsed, "truncated": chosen.truncated})
+    if stage.aggregation and stage.aggregation.kind == "field_vote":
+        step = step.model_copy(update={"parsed": json.loads(step.text)})
     answers = {step.member or "": step.text for step in members}
     assert stage.aggregation
     return step.model_copy(
@@ -82,6 +86,7 @@ class _Merging:
         assert stage.aggregation
         self.stage, self.plan, self.question, self.texts = stage, stage.aggregation, question, texts
         self.answers = {step.member or "": step.text for step in members}
+        self.ballots = {step.member or "": Ballot(step.text, step.logprobs) for step in members}
         self.name = f"{stage.id}: {self.plan.kind}"
         self._ask = ask
         self._started = datetime.now(UTC)
@@ -104,6 +109,9 @@ class _Merging:
             return majority_vote(self.answers, plan.pattern, dict(plan.weights))
         if plan.kind == "similarity":
             return most_similar(self.answers)
+        if plan.kind == "field_vote":
+            constraint = self.stage.calls[0].constraint
+            return field_vote(self.ballots, (constraint and constraint.schema) or "true")
         if plan.kind == "ranked":
             return borda(self.answers, {call.member: self._ranking(call) for call in self.stage.calls})
         if plan.kind == "custom_template":

@@ -16,6 +16,12 @@ TokenIds = Annotated[
     PlainSerializer(lambda ids: " ".join(map(str, ids)), when_used="json"),
 ]
 """On one line of the file, for people's sake."""
+Logprobs = Annotated[
+    tuple[tuple[int, float], ...],
+    BeforeValidator(lambda all: [pair.split(":") for pair in all.split()] if isinstance(all, str) else all),
+    PlainSerializer(lambda all: " ".join(f"{end}:{logprob:.4f}" for end, logprob in all), when_used="json"),
+]
+"""(byte where a token ends, its log probability); likewise on one line."""
 Status = Literal["running", "suspended", "completed", "failed", "cancelled"]
 """`suspended`: waits for a person, without a process."""
 
@@ -75,6 +81,8 @@ class StepRecord(Versioned):
     completion_tokens: int | None = None
     tokens: TokenIds | None = None
     """Of the completion; what a replay is compared with."""
+    logprobs: Logprobs = ()
+    """Of an answer whose fields are voted on."""
     load_s: float | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None

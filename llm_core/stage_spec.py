@@ -135,6 +135,8 @@ class StageSpec(Document):
         constraints = [key for key in ("response_schema", "grammar") if getattr(self, key) is not None]
         if len(constraints) == 2:
             raise ValueError("takes either 'response_schema' or 'grammar', not both")
+        if self.aggregation and self.aggregation.type == "field_vote" and self.response_schema is None:
+            raise ValueError("aggregation 'field_vote' needs 'response_schema' beside it")
         for key in ("think", "on_truncation"):
             if getattr(self, key) and not constraints:
                 raise ValueError(f"'{key}' needs 'response_schema' or 'grammar' beside it")

@@ -80,3 +80,19 @@ async def test_candidates_too_long_for_the_synthesis_model_are_summarised(two_mo
     result, evidence = await run(two_models, f"{stage}, on_overflow: summarise, generation: {{max_tokens: 12}}}}")
     assert set(evidence["summaries"]) == {"a", "b", "b_2"}
     assert result.answer
+
+
+async def test_fields_are_voted_on_by_how_sure_the_models_were(two_models: Project) -> None:
+    properties = "{cold: {type: boolean}, colour: {enum: [white, blue, clear]}}"
+    schema = f"{{type: object, properties: {properties}, required: [cold, colour], additionalProperties: false}}"
+    stage = f"models: [a, b, b], generation: {{max_tokens: 30}}, aggregation: field_vote, response_schema: {schema}"
+    result, evidence = await run(two_models, f"{stage}, instructions: Describe it as JSON.")
+    assert set(evidence["fields"]) == {"cold", "colour"}
+    for votes in evidence["fields"].values():
+        assert all(0 < weight <= 3 for weight in votes.values())
+    answer = json.loads(result.answer)
+    assert answer == {key: json.loads(max(votes, key=votes.__getitem__)) for key, votes in evidence["fields"].items()}
+    merged = json.loads((result.session_path / "step1_aggregation.json").read_text())
+    assert merged["parsed"] == answer
+    member = json.loads((result.session_path / "step1_a.json").read_text())
+    assert len(member["logprobs"].split()) == len(member["tokens"].split())

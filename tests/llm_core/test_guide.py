@@ -1,6 +1,7 @@
 """Answers of a real model, held to a schema or grammar, alone and beside others in one batch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,27 @@ def test_constraint_comes_through_json_to_the_child() -> None:
 
     request = GenerateRequest((("user", "Hi"),), SamplingParams(), constraint=schema_constraint(CITY, think=True))
     assert unpack_request(json.loads(json.dumps(asdict(request)))) == request
+
+
+def test_log_probabilities_are_the_models_own_before_the_mask(engine: Engine, smollm: Path) -> None:
+    """Against `llama_cpp.Llama`, fed with the same tokens."""
+    import llama_cpp
+    import numpy as np
+
+    told = replace(schema_constraint(CITY), logprobs=True)
+    result = answer(engine, told, temperature=0)
+    llama = llama_cpp.Llama(str(smollm), n_ctx=512, logits_all=True, flash_attn=True, n_threads=2, verbose=False)
+    prompt = llama.tokenize(result.prompt.encode(), add_bos=False, special=True)
+    llama.eval(prompt)
+    expected = []
+    for number, token in enumerate(result.tokens):
+        llama.eval([token])  # one by one, as the engine does
+        logits = llama.scores[len(prompt) + number - 1].astype(np.float64)
+        expected.append(logits[token] - np.log(np.exp(logits).sum()))
+    assert [logprob for _, logprob in result.logprobs] == pytest.approx(expected, abs=0.02)
+    pieces = [llama.detokenize([token], prev_tokens=[1]) for token in result.tokens]
+    assert [end for end, _ in result.logprobs] == [len(b"".join(pieces[: n + 1])) for n in range(len(pieces))]
+
+
+def test_log_probabilities_are_told_only_where_they_are_asked_for(engine: Engine) -> None:
+    assert answer(engine, schema_constraint(CITY)).logprobs == ()

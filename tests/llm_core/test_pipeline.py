@@ -300,3 +300,8 @@ def test_aggregation_that_cannot_be_is_one_line(tmp_path: Path, aggregation: str
         stages(tmp_path, f"{{id: a, models: [m, n], aggregation: {aggregation}}}")
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_fields_can_be_voted_on_only_where_there_is_a_schema(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stages\[0\]: aggregation 'field_vote' needs 'response_schema' beside it"):
+        stages(tmp_path, "{id: a, models: [m, n], aggregation: field_vote}")
