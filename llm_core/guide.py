@@ -77,16 +77,16 @@ class Guide:
         Raises:
             ConstraintError: none may, or the mask failed; the answer must not go on.
         """
-        if self.thinking:
-            return self._next_thought(sampler, output_index)
         with guarded("the mask failed"):
+            if self.thinking:
+                return self._next_thought(sampler, output_index)
             total = self._masks.log_total(output_index) if self._constraint.logprobs else None
             self._masks.apply(self._matcher, output_index)
             token = self._masks.draw(sampler, output_index)
             self._take(token)
             if total is not None and not self._masks.llama.is_end(token):
                 self.logprobs.append((len(self._text), self._masks.logit(token, output_index) - total))
-        return token
+            return token
 
     def close(self, stream: TextStream, max_tokens: int) -> str:
         """The end of the answer's text, as far as `stream` has not given it out; one that was cut off gets an end.
@@ -94,17 +94,21 @@ class Guide:
         Raises:
             ConstraintError: it was cut off, and that is to be an error, or no end was found.
         """
+        with guarded("the answer cannot be closed"):
+            return stream.complete(self._whole(stream, max_tokens).decode())
+
+    def _whole(self, stream: TextStream, max_tokens: int) -> bytes:
         written = bytes(self._text)
         cut = stream.text.encode() if stream.stopped else written
         if self.ended and not stream.stopped:
-            return stream.complete(written.decode())
+            return written
         whole = closed(self._constraint.grammar, cut)
         self.truncated = not stream.stopped or whole not in (cut, written)
         if self.truncated and self._constraint.on_truncation == "error":
             where = f"at max_tokens {max_tokens} or the end of its context; raise that"
             where = "by a stop string; take that away" if stream.stopped else where
             raise ConstraintError(f"the answer was cut off {where}, or set on_truncation: complete")
-        return stream.complete(whole.decode())
+        return whole
 
     def _take(self, token: int) -> None:
         if self._masks.llama.is_end(token):

@@ -84,6 +84,7 @@ class ModelWorker:
 
         Raises:
             ContextOverflow: the prompt does not fit.
+            ConstraintError: the answer could not be held to its constraint.
             GenerationTimeout: `timeout_s` is over; generation has ended.
             ModelCrashed: the process died.
         """

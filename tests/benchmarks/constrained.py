@@ -74,8 +74,7 @@ def speeds(worker: ModelWorker, rounds: int) -> dict[str, list[float]]:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    work = f"{REQUESTS} requests together, {N_TOKENS} tokens each, {CORES} cores, {rounds} rounds"
-    print(f"tokens/s, {work}: {', '.join(WAYS)}")
+    print(f"tokens/s, {REQUESTS} requests together, {N_TOKENS} tokens each, {CORES} cores: {', '.join(WAYS)}")
     worker = ModelWorker(LoadParams(str(SMOLLM), N_CTX, sequences=REQUESTS), "smollm2")
     worker.use_threads(CORES)
     measured = speeds(worker, rounds)

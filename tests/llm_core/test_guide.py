@@ -1,7 +1,9 @@
 """Answers of a real model, held to a schema or grammar, alone and beside others in one batch."""
 
 import json
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +231,19 @@ def test_matcher_in_an_error_state_ends_its_answer(engine: Engine, monkeypatch: 
     assert error(engine, schema_constraint(CITY)).startswith("no token may come next: ")
 
 
-def test_constraint_comes_through_json_to_the_child() -> None:
-    from dataclasses import asdict
+def test_closing_that_fails_ends_its_answer_and_no_other(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guide, "closed", lambda grammar, text: b"\xff")
+    found = ask(engine, schema_constraint(CITY), None, max_tokens=3)
+    assert str(found[0]).startswith("the answer cannot be closed: UnicodeDecodeError")
+    assert isinstance(found[1], GenerateResult)
 
+
+def test_process_of_a_model_starts_without_what_only_constraints_need() -> None:
+    code = "import sys, llm_core.engine, llm_core.worker_child; print({'pydantic', 'llguidance'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_constraint_comes_through_json_to_the_child() -> None:
     request = GenerateRequest((("user", "Hi"),), SamplingParams(), constraint=schema_constraint(CITY, think=True))
     assert unpack_request(json.loads(json.dumps(asdict(request)))) == request
 
