@@ -69,8 +69,8 @@ class GenerateResult:
     truncated: bool = False
     """Whether it was cut off, and got an end that its constraint allows."""
     logprobs: tuple[tuple[int, float], ...] = ()
-    """Where its constraint asks for them: of each token of the text, the byte where it ends and its log probability to
-    the model, whatever the constraint allowed and however it was drawn."""
+    """Where its constraint asks for them: of each token of the text, the byte where it ends and its log probability
+    among those that the constraint allowed, at temperature 1."""
 
 
 def unpack_result(data: dict[str, Any]) -> GenerateResult:

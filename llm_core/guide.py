@@ -80,8 +80,8 @@ class Guide:
         with guarded("the mask failed"):
             if self.thinking:
                 return self._next_thought(sampler, output_index)
-            total = self._masks.log_total(output_index) if self._constraint.logprobs else None
             self._masks.apply(self._matcher, output_index)
+            total = self._masks.log_total(output_index) if self._constraint.logprobs else None
             token = self._masks.draw(sampler, output_index)
             self._take(token)
             if total is not None and not self._masks.llama.is_end(token):
@@ -185,7 +185,7 @@ class _Masks:
         np.copyto(self._logits(output_index), -inf, where=allowed == 0)
 
     def log_total(self, output_index: int) -> float:
-        """What a logit must be less to be a log probability; of the model's own logits, so before `apply`."""
+        """What a logit must be less to be a log probability among what `apply` has left."""
         import numpy as np
 
         logits = self._logits(output_index)

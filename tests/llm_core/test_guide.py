@@ -248,24 +248,26 @@ def test_constraint_comes_through_json_to_the_child() -> None:
     assert unpack_request(json.loads(json.dumps(asdict(request)))) == request
 
 
-def test_log_probabilities_are_the_models_own_before_the_mask(engine: Engine, smollm: Path) -> None:
+def test_log_probabilities_are_those_among_the_allowed_tokens(engine: Engine, smollm: Path) -> None:
     """Against `llama_cpp.Llama`, fed with the same tokens."""
     import llama_cpp
     import numpy as np
 
-    told = replace(schema_constraint(CITY), logprobs=True)
-    result = answer(engine, told, temperature=0)
+    result = answer(engine, replace(grammar_constraint(YES_OR_NO), logprobs=True), temperature=0)
     llama = llama_cpp.Llama(str(smollm), n_ctx=512, logits_all=True, flash_attn=True, n_threads=2, verbose=False)
-    prompt = llama.tokenize(result.prompt.encode(), add_bos=False, special=True)
-    llama.eval(prompt)
-    expected = []
-    for number, token in enumerate(result.tokens):
-        llama.eval([token])  # one by one, as the engine does
-        logits = llama.scores[len(prompt) + number - 1].astype(np.float64)
-        expected.append(logits[token] - np.log(np.exp(logits).sum()))
-    assert [logprob for _, logprob in result.logprobs] == pytest.approx(expected, abs=0.02)
-    pieces = [llama.detokenize([token], prev_tokens=[1]) for token in result.tokens]
-    assert [end for end, _ in result.logprobs] == [len(b"".join(pieces[: n + 1])) for n in range(len(pieces))]
+    pieces = [llama.detokenize([token], prev_tokens=[1]) for token in range(llama.n_vocab())]
+    llama.eval(llama.tokenize(result.prompt.encode(), add_bos=False, special=True))
+    logits = llama.scores[llama.n_tokens - 1].astype(np.float64)
+    allowed = [token for token, piece in enumerate(pieces) if piece in (b"y", b"ye", b"yes", b"n", b"no")]
+    expected = logits[result.tokens[0]] - np.log(np.exp(logits[allowed]).sum())
+    assert result.logprobs[0] == (len(pieces[result.tokens[0]]), pytest.approx(expected, abs=0.02))
+    assert -5 < expected < -0.001, "there was something to choose"
+
+
+def test_token_that_alone_may_come_is_certain(engine: Engine) -> None:
+    result = answer(engine, replace(grammar_constraint('root ::= "xq"'), logprobs=True))
+    assert {round(logprob, 4) for _, logprob in result.logprobs[1:]} <= {0.0}
+    assert result.logprobs[-1][0] == 2
 
 
 def test_log_probabilities_are_told_only_where_they_are_asked_for(engine: Engine) -> None:
