@@ -71,7 +71,7 @@ async def start(question: str) -> "asyncio.Task[PipelineResult]":
     return run
 
 
-@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.usefixtures("prefect_server", "clean_pools")
 async def test_fifty_runs_that_wait_for_one_machine_leave_fifty_complete_sessions(small_project: Project) -> None:
     questions = [f"What is {n} and one?" for n in range(N_RUNS)]
     async with asyncio.timeout(HANG_S):
@@ -100,7 +100,7 @@ async def test_fifty_runs_that_wait_for_one_machine_leave_fifty_complete_session
         assert (folder / "final.txt").read_text() == answers[session.id] + "\n"
 
 
-@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.usefixtures("prefect_server", "clean_pools")
 def test_ctrl_c_ends_a_run_that_waits_for_another(small_project: Project) -> None:
     command = [sys.executable, "-m", "flows", "run", "What is ice?"]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "PREFECT_API_URL": str(get_current_settings().api.url)}

@@ -249,7 +249,7 @@ def test_finished_run_is_looked_at_step_by_step_compared_and_given_away(
 def test_run_json_is_one_object_with_every_step(small_project: Project, server_url: str) -> None:
     process = gguf_flow("run", "What is ice?", "--json", PREFECT_API_URL=server_url)
     result = json.loads(process.stdout)
-    assert list(result) == ["session_id", "session_path", "pipeline", "status", "answer", "steps"]
+    assert list(result) == ["session_id", "session_path", "pipeline", "status", "answer", "degraded", "steps"]
     assert (result["session_id"], result["pipeline"], result["status"]) == ("session_001", "base", "completed")
     assert [step["id"] for step in result["steps"]] == ["1 draft: a", "2 panel: a", "2 panel: b", "2 panel: concat"]
     assert result["steps"][0]["tokens"]["completion"] <= 8

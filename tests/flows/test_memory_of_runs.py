@@ -70,12 +70,6 @@ async def run(project: Project, mode: str, question: str = "What is ice?") -> Pi
     return await compile_flow(load_pipeline(Settings().pipeline_file))(question=question)
 
 
-@pytest.fixture
-def clean_pools() -> Iterator[None]:
-    yield
-    pools.close_shared_pools()
-
-
 @pytest.mark.usefixtures("prefect_server", "clean_pools")
 async def test_second_run_of_a_persistent_pipeline_loads_nothing(three_models: Project) -> None:
     first = await run(three_models, "persistent")

@@ -33,9 +33,12 @@ def tricky_project(project: Project, smollm: Path) -> Project:
 
 
 def outside_of_sessions(project: Project) -> dict[str, int]:
-    """Everything around the project but its sessions and its cache; each file with its time of change."""
+    """Everything in the project but its sessions and its cache, each file with its time of change; and what lies beside
+    the project, by name alone: other tests' folders are in use.
+    """
     own = (project.sessions, project.path / "cache")
-    paths = [path for path in project.path.parent.rglob("*") if not any(path.is_relative_to(folder) for folder in own)]
+    within = [path for path in project.path.rglob("*") if not any(path.is_relative_to(folder) for folder in own)]
+    paths = [*within, *(path for path in project.path.parent.iterdir() if path.is_dir())]
     return {str(path): 0 if path.is_dir() else path.lstat().st_mtime_ns for path in paths}
 
 
