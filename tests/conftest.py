@@ -71,6 +71,13 @@ class Project:
         target.symlink_to(source)
         return target
 
+    def copied_to(self, path: Path) -> "Project":
+        """The same project elsewhere, with sessions that know no better than to have been there all the time."""
+        shutil.copytree(self.path, path, symlinks=True, dirs_exist_ok=True)
+        for file in (path / "sessions").rglob("*.json"):
+            file.write_text(file.read_text().replace(str(self.path), str(path)))
+        return Project(path)
+
     @property
     def sessions(self) -> Path:
         return self.path / "sessions"

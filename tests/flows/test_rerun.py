@@ -8,15 +8,13 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
-from flows.pipeline import compile_flow
 from flows.rerun import StageChange, rerun
 from flows.result import PipelineResult
 from llm_core.errors import ConfigError, InputError, PlanError, SessionError
-from llm_core.pipeline import load_pipeline
 from llm_core.pool import ModelPool
 from llm_core.session_files import load_session
-from llm_core.settings import Settings
 from tests.conftest import Project
+from tests.flows.first_run import copy_for_one_test, make_first_run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 MODELS = """
@@ -59,16 +57,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-@pytest.fixture
-async def parent(project: Project, smollm: Path, variants: dict[str, Path], calls: list[str]) -> Project:
+@pytest.fixture(scope="module")
+async def first_run(
+    prefect_server: None, tmp_path_factory: pytest.TempPathFactory, smollm: Path, variants: dict[str, Path]
+) -> Project:
     """A project with one finished run, session_001."""
-    project.models(MODELS)
-    project.pipeline(PIPELINE)
-    project.link_model(smollm, "a.gguf")
-    project.link_model(variants["Q8_0"], "b.gguf")
-    await compile_flow(load_pipeline(Settings().pipeline_file))(question="What is ice?")
-    calls.clear()
-    return project
+    files = {"a.gguf": smollm, "b.gguf": variants["Q8_0"]}
+    return await make_first_run(tmp_path_factory.mktemp("first-run"), MODELS, PIPELINE, files)
+
+
+@pytest.fixture
+def parent(first_run: Project, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """That project, for one test alone."""
+    return copy_for_one_test(first_run, tmp_path, monkeypatch)
 
 
 def step_files(session: Path) -> dict[str, bytes]:
