@@ -71,7 +71,12 @@ def stage_changes(changes: Changes) -> list[StageChange]:
     validate_parameters=False,
     description="An earlier run again, from one of its stages on.",
 )
-async def rerun(session: str, from_stage: str, changes: list[StageChange] | None = None, times: int = 1) -> Any:
+async def rerun(
+    session: str,
+    from_stage: str,
+    changes: list[StageChange] = [],  # noqa: B006  nobody changes it, and with None the form has a choice of types first
+    times: int = 1,
+) -> Any:
     """Run a stage of an earlier session again, with all that depends on it, into a session of its own.
 
     Args:
@@ -80,7 +85,7 @@ async def rerun(session: str, from_stage: str, changes: list[StageChange] | None
         changes: What stages do differently this time.
         times: How often; each time is a session of its own.
     """
-    asked = validate({"changes": changes or [], "times": times}, RerunChanges, "rerun")
+    asked = validate({"changes": changes, "times": times}, RerunChanges, "rerun")
     wanted = asked.by_kind()
     if asked.times == 1:
         return await rerun_once(session, from_stage, wanted, Settings())
