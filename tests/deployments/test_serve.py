@@ -24,7 +24,7 @@ from tests.deployments.served import Served, free_port
 
 
 def test_pipelines_that_are_right_are_served_and_the_wrong_one_is_named(served: Served) -> None:
-    for name in ("base/base", "absent/absent", "every-second/every-second, 1 schedule", "batch/batch"):
+    for name in ("prune/prune", "base/base", "absent/absent", "every-second/every-second, 1 schedule", "batch/batch"):
         assert f"serving {name}\n" in served.said
     assert "pipelines.wrong: stages[0]: unknown key 'aggregatoin'; did you mean 'aggregation'?" in served.said
     assert "serving wrong" not in served.said
@@ -60,6 +60,15 @@ def test_run_of_a_pipeline_whose_model_is_absent_says_so(served: Served) -> None
     run = served.run("absent", question="What is ice?")
     assert run["state_type"] == "FAILED"
     assert "model 'gone' of stage 'a' is not usable" in run["state"]["message"]
+
+
+def test_old_sessions_are_pruned_by_a_deployment(served: Served) -> None:
+    kept = served.session_of(served.run("base", question="Name a colour.")["id"])
+    assert served.run("prune", older_than="1h", keep=0)["state_type"] == "COMPLETED", served.said
+    assert kept.is_dir()
+    refused = served.run("prune", older_than="soon")
+    assert refused["state_type"] == "FAILED"
+    assert "'soon' is no age; write it like 90m, 24h, 30d or 2w" in refused["state"]["message"]
 
 
 def test_dataset_is_a_deployment_too(served: Served) -> None:
