@@ -291,7 +291,7 @@ class _Planner:
             )
         if spec.type == "ranked" and len(calls) < 3:
             raise PlanError(f"{key}: ranked needs at least 3 members; each ranks the answers of the others")
-        known = [*models, *(call.member for call in calls)]
+        known = list(dict.fromkeys((*(call.model for call in calls), *(call.member for call in calls))))
         for name in spec.weights:
             if name not in known:
                 raise PlanError(f"{key}.weights: stage '{stage.id}' has no member '{name}'{near_name(name, known)}")

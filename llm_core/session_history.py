@@ -91,5 +91,5 @@ def to_prune(folder: Path, older_than: timedelta, keep: int, now: datetime | Non
     newest = {session.id for session in sorted(sessions, key=lambda s: s.created)[max(0, len(sessions) - keep) :]}
     before = (now or datetime.now(UTC)) - older_than
     done = (session for session in sessions if session.status not in ("running", "suspended"))
-    done = (session for session in done if not (folder / session.id).is_symlink())
-    return [session for session in done if session.created < before and session.id not in newest]
+    old = (session for session in done if session.created < before and session.id not in newest)
+    return [session for session in old if not (folder / session.id).is_symlink()]
