@@ -11,7 +11,6 @@ from flows.replay_command import replay_session
 from llm_core.pipeline import load_pipeline
 from llm_core.settings import Settings
 from tests.conftest import Project
-from tests.flows.first_run import copy_for_one_test, make_first_run
 from tests.flows.test_cli import assert_refused, gguf_flow
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -36,21 +35,6 @@ STEPS = [
     "3 final: b",
     "3 final: synthesis",
 ]
-
-
-@pytest.fixture(scope="module")
-async def first_run(
-    prefect_server: None, tmp_path_factory: pytest.TempPathFactory, smollm: Path, variants: dict[str, Path]
-) -> Project:
-    """A project with one finished run at temperature 0, session_001."""
-    files = {"a.gguf": smollm, "b.gguf": variants["Q8_0"]}
-    return await make_first_run(tmp_path_factory.mktemp("first-run"), MODELS, PIPELINE, files)
-
-
-@pytest.fixture
-def finished(first_run: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """That project, for one test alone."""
-    return copy_for_one_test(first_run, tmp_path, monkeypatch)
 
 
 def edit_snapshot(project: Project, old: str, new: str) -> None:

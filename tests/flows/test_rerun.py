@@ -14,7 +14,6 @@ from llm_core.errors import ConfigError, InputError, PlanError, SessionError
 from llm_core.pool import ModelPool
 from llm_core.session_files import load_session
 from tests.conftest import Project
-from tests.flows.first_run import copy_for_one_test, make_first_run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 MODELS = """
@@ -57,19 +56,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-@pytest.fixture(scope="module")
-async def first_run(
-    prefect_server: None, tmp_path_factory: pytest.TempPathFactory, smollm: Path, variants: dict[str, Path]
-) -> Project:
-    """A project with one finished run, session_001."""
-    files = {"a.gguf": smollm, "b.gguf": variants["Q8_0"]}
-    return await make_first_run(tmp_path_factory.mktemp("first-run"), MODELS, PIPELINE, files)
-
-
 @pytest.fixture
-def parent(first_run: Project, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """That project, for one test alone."""
-    return copy_for_one_test(first_run, tmp_path, monkeypatch)
+def parent(finished: Project, calls: list[str]) -> Project:
+    """A project with one finished run, session_001; what is asked from here on is counted."""
+    return finished
 
 
 def step_files(session: Path) -> dict[str, bytes]:
