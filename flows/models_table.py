@@ -31,8 +31,8 @@ def models_table(registry: ModelRegistry, estimates: MemoryEstimates) -> Table:
         table.add_row(escape(name), file, "ready", size, quantization, context, memory)
     for name, missing in registry.missing.items():
         table.add_row(escape(name), escape(missing.entry.file or ""), escape(missing.reason), style="red")
-    for name in registry.remote:
-        table.add_row(escape(name), "", "remote")
+    for name, found in registry.remote.items():
+        table.add_row(escape(name), escape(f"{found.remote.provider}: {found.remote.model}"), "remote")
     return table
 
 

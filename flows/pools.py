@@ -20,13 +20,25 @@ _shared_lock = threading.Lock()
 
 
 @contextmanager
-def run_pool(mode: str, settings: Settings, estimates: MemoryEstimates, say: Callable[[str], None]) -> Iterator[Pool]:
+def run_pool(
+    mode: str,
+    settings: Settings,
+    estimates: MemoryEstimates,
+    say: Callable[[str], None],
+    *,
+    needs_memory: bool = True,
+) -> Iterator[Pool]:
     """The pool of one run: the host's where one runs. Else the machine is this run's alone, and its models go at the
     end; in mode `persistent` they stay in this process until nobody has asked for them for a while.
 
     Args:
         say: told once where another run has to be waited for.
+        needs_memory: a run of remote models alone waits for nobody.
     """
+    if not needs_memory:
+        with closing(local_pool(settings, estimates)) as unused:
+            yield unused
+        return
     if settings.host_url or read_address(settings.cache_folder):
         with closing(HostPool(settings.cache_folder, settings.host_url)) as of_host:
             yield of_host

@@ -118,6 +118,8 @@ def _figures(record: StepRecord) -> str:
     if record.reused_from:
         return f"reused from {record.reused_from}"
     load = f", loaded in {record.load_s:.1f} s" if record.load_s else ""
+    if record.completion_tokens is None:  # a remote provider need not tell
+        return f"{len(record.text)} characters"
     return f"{record.completion_tokens} tokens, {record.tokens_per_s or 0:.0f} tokens/s{load}"
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from prefect import get_run_logger, runtime
 from prefect.client.orchestration import get_client
 
+from flows.keys import find_key
 from flows.own_thread import held_in_own_thread
 from flows.plain_http import without_certificates
 from flows.planned import Planned
@@ -21,6 +22,7 @@ from llm_core.machine import physical_cores
 from llm_core.memory import MemoryEstimates
 from llm_core.plan import Plan
 from llm_core.pool_protocol import Pool
+from llm_core.providers.remote import RemoteModels
 from llm_core.residency import Residency, plan_residency
 from llm_core.session import Session
 from llm_core.settings import Settings
@@ -33,6 +35,7 @@ class Resources:
 
     plan: Plan
     pool: Pool
+    remote: RemoteModels
     estimates: MemoryEstimates
     answers: AnswerCache
     residency: Residency | InsufficientMemory
@@ -42,7 +45,16 @@ class Resources:
         """What the tasks share; from here on the pool knows what will be asked for."""
         assert isinstance(self.residency, Residency)
         self.pool.expect(_uses(self.residency))
-        return Run(self.plan, self.residency, self.pool, self.estimates, session, self.answers, physical_cores())
+        return Run(
+            self.plan,
+            self.residency,
+            self.pool,
+            self.remote,
+            self.estimates,
+            session,
+            self.answers,
+            physical_cores(),
+        )
 
 
 @asynccontextmanager
@@ -58,13 +70,16 @@ async def run_resources(planned: Planned, settings: Settings, at_once: int = 1) 
     estimates = MemoryEstimates(settings.cache_folder)
     async with AsyncExitStack() as held:
         held.enter_context(without_certificates(settings.cache_folder))
+        remote = await asyncio.to_thread(_remote_models, planned.running)
+        held.callback(remote.close)
         # Loading, closing and waiting block; none of it on the event loop, which answers to cancellation.
-        mode = planned.plan.execution_mode
-        pool = await held.enter_async_context(held_in_own_thread(run_pool(mode, settings, estimates, _say)))
+        mode, needs_memory = planned.plan.execution_mode, any(call.load for call in planned.running.every_call)
+        pooled = run_pool(mode, settings, estimates, _say, needs_memory=needs_memory)
+        pool = await held.enter_async_context(held_in_own_thread(pooled))
         residency = await asyncio.to_thread(_residency, planned.running, pool, estimates, at_once)
         snapshot = await asyncio.to_thread(config_snapshot, planned, residency, settings)
         answers = AnswerCache(settings.sessions_folder, settings.cache_folder)
-        yield Resources(planned.plan, pool, estimates, answers, residency, snapshot)
+        yield Resources(planned.plan, pool, remote, estimates, answers, residency, snapshot)
 
 
 def _residency(plan: Plan, pool: Pool, estimates: MemoryEstimates, at_once: int) -> Residency | InsufficientMemory:
@@ -72,6 +87,10 @@ def _residency(plan: Plan, pool: Pool, estimates: MemoryEstimates, at_once: int)
         return plan_residency(plan, pool.budget, estimates.need, physical_cores(), at_once)
     except InsufficientMemory as refusal:
         return refusal
+
+
+def _remote_models(plan: Plan) -> RemoteModels:
+    return RemoteModels([(call.model, call.remote) for call in plan.every_call if call.remote], find_key)
 
 
 def _uses(residency: Residency) -> list[LoadParams]:

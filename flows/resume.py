@@ -78,6 +78,8 @@ def find_unfinished(
     if before["pipeline"] != now["pipeline"]:
         raise SessionError(f"pipeline '{spec.name}' was edited since {record.id} began; start anew without --resume")
     for name, model in now["models"].items():
-        if before["models"].get(name, {}).get("sha256") != model["sha256"]:
+        then = before["models"].get(name, {})
+        # A remote model has no file; it is what models.yaml says of it.
+        if then.get("sha256") != model.get("sha256") or ("sha256" not in model and then != model):
             raise SessionError(f"model '{name}' has changed since {record.id} began; start anew without --resume")
     return record

@@ -16,12 +16,16 @@ from llm_core.settings import Settings
 
 def config_snapshot(planned: Planned, residency: Residency | InsufficientMemory, settings: Settings) -> dict[str, Any]:
     """The pipeline as written and as planned, each model's file with size and SHA-256, and the versions used."""
-    models = {}
+    models: dict[str, Any] = {}
     memory = {}
     if isinstance(residency, Residency):
-        placements = [placement for stage in residency.stages for placement in stage.placements]
+        placements = [*(p for stage in residency.stages for p in stage.placements), *residency.spares]
         memory = {p.call.model: {"load": asdict(p.load), **asdict(residency.needs[p.load])} for p in placements}
-    for call in planned.plan.calls:
+    for call in planned.plan.every_call:
+        if call.remote:
+            entry = planned.registry.remote[call.model].entry
+            models[call.model] = {"entry": entry.model_dump(mode="json", exclude_defaults=True)}
+            continue
         model = planned.registry.available[call.model]
         if not model.path.exists():  # only steps that are carried over name it
             models[call.model] = planned.models_before[call.model]

@@ -80,7 +80,8 @@ class StageTasks:
             return self._submit_reused(name, stage, inputs)
         if stage.may_miss:
             self.may_fail.add(name)
-        named = generate.with_options(name=name, task_run_name=name, retries=stage.retries)
+        tags = {f"provider:{call.remote.provider}"} if call.remote else set()
+        named = generate.with_options(name=name, task_run_name=name, retries=stage.retries, tags=tags)
         future: StepFuture = named.submit(self._run, stage, call, self._question, admission, inputs)  # type: ignore[call-overload]
         self.steps[name] = future
         return future

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,6 +18,7 @@ from llm_core.generation import GenerateRequest
 from llm_core.gguf_file import read_gguf
 from llm_core.machine import cpu_name
 from llm_core.memory import llama_cpp_version
+from llm_core.providers.registry import RemoteModel
 from llm_core.session_files import is_session_name
 from llm_core.session_records import StepRecord
 
@@ -45,10 +47,17 @@ class AnswerCache:
     def __init__(self, sessions: Path, cache: Path) -> None:
         self._sessions, self._cache = sessions, cache
 
-    def key(self, load: LoadParams, request: GenerateRequest) -> str | None:
-        """A SHA-256 over model file, llama.cpp build, CPU, prompt and parameters; `None` for an answer that is drawn
-        anew each time, or whose model cannot be read.
+    def key(self, model: LoadParams | RemoteModel | None, request: GenerateRequest) -> str | None:
+        """A SHA-256 over model file, llama.cpp build, CPU, prompt and parameters, or over what a remote provider is
+        told; `None` for an answer that is drawn anew each time, or whose model cannot be read.
         """
+        if isinstance(model, RemoteModel):
+            return _digest({"remote": asdict(model), **_asked(request), "sampling": _told(request)})
+        if model is None:
+            return None
+        return self._local_key(model, request)
+
+    def _local_key(self, load: LoadParams, request: GenerateRequest) -> str | None:
         sampling = asdict(request.sampling)
         if sampling["temperature"] == 0:
             sampling["seed"] = 0
@@ -63,15 +72,13 @@ class AnswerCache:
             "model": digest,
             "build": [llama_cpp_version(), cpu_name()],
             "load": {name: getattr(load, name) for name in _PLACED} | {"gpu": load.gpu is not None},
-            "messages": request.messages,
+            **_asked(request),
             "sampling": {name: value for name, value in sampling.items() if name != "timeout_s"},
-            "strip_reasoning": request.strip_reasoning,
-            "constraint": asdict(request.constraint) if request.constraint else None,
             # Of answers decoded alone: attention over long contexts is summed in as many parts.
             "threads": request.threads if request.sampling.alone else None,
             "today": date.today().isoformat() if "strftime_now" in template else None,
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return _digest(decides)
 
     def find(self, key: str) -> tuple[str, StepRecord] | None:
         """The session of the latest answer with this key, and the answer."""
@@ -116,3 +123,19 @@ class AnswerCache:
     def _drop(path: Path) -> None:
         with suppress(OSError):
             path.unlink()
+
+
+def _asked(request: GenerateRequest) -> dict[str, Any]:
+    return {
+        "messages": request.messages,
+        "strip_reasoning": request.strip_reasoning,
+        "constraint": asdict(request.constraint) if request.constraint else None,
+    }
+
+
+def _told(request: GenerateRequest) -> dict[str, Any]:
+    return {name: getattr(request.sampling, name) for name in ("max_tokens", *request.chosen)}
+
+
+def _digest(decides: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -34,7 +34,7 @@ def circumstances(
         cache: where SHA-256 of files are remembered.
     """
     steps = list(steps)
-    for name in dict.fromkeys(step.model for step in steps if step.model in snapshot.models):
+    for name in dict.fromkeys(step.model for step in steps if step.model in snapshot.registry.available):
         then, model = snapshot.models[name], snapshot.registry.available[name]
         here = name not in snapshot.gone
         yield Circumstance(f"SHA-256 of {name}", then["sha256"], sha256(model.path, cache) if here else None)

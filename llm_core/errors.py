@@ -45,6 +45,21 @@ class GenerationTimeout(GgufFlowError):
     """A generation ran past its `timeout_s` and was ended."""
 
 
+class ProviderError(GgufFlowError):
+    """A remote model refused, or gave something that is no answer; a retry does not help."""
+
+
+class RequestRefused(ProviderError):
+    """A remote model does not take this one request; it may take others."""
+
+
+class ProviderUnavailable(ProviderError):
+    """A remote model was busy, broke down or could not be reached; a retry may succeed."""
+
+    retry_after_s: float | None = None
+    """How long the provider asks to be left alone."""
+
+
 class ConstraintError(GgufFlowError):
     """An answer could not be held to its schema or grammar."""
 

@@ -90,7 +90,11 @@ def _weights(path: Path, votes: Mapping[str, Mapping[Path, Field]]) -> dict[str,
 
 
 def _sureness(ballot: Ballot, start: int, end: int) -> float:
-    """Geometric mean of the probabilities of the tokens in these bytes; 0 where no model wrote them."""
+    """Geometric mean of the probabilities of the tokens in these bytes; 0 where no model wrote them, and 1, a whole
+    vote, where no probabilities are known.
+    """
+    if not ballot.logprobs:
+        return 1.0
     within, begins = [], 0
     for ends, logprob in ballot.logprobs:
         if ends > start and begins < end:

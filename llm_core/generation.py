@@ -18,6 +18,8 @@ class GenerateRequest:
     most_threads: int = 0
     """Up to so many for the others, where cores come free meanwhile."""
     constraint: Constraint | None = None
+    chosen: tuple[str, ...] = ()
+    """Of `sampling`, what a remote model is told; the rest is left to its provider."""
 
 
 def unpack_request(data: dict[str, Any]) -> GenerateRequest:
@@ -28,41 +30,47 @@ def unpack_request(data: dict[str, Any]) -> GenerateRequest:
     messages = tuple((role, content) for role, content in data["messages"])
     constraint = Constraint(**data["constraint"]) if data.get("constraint") else None
     return GenerateRequest(
-        **{**data, "messages": messages, "sampling": SamplingParams(**sampling), "constraint": constraint}
+        **{
+            **data,
+            "messages": messages,
+            "sampling": SamplingParams(**sampling),
+            "constraint": constraint,
+            "chosen": tuple(data["chosen"]),
+        }
     )
 
 
 @dataclass(frozen=True)
 class GenerateResult:
-    """One answer and how it came about; durations in seconds."""
+    """One answer and how it came about; durations in seconds. Of a remote model much is `None`: not known."""
 
     text: str
     reasoning: str | None
     """What stood in `<think>…</think>`, where it was stripped, or before an answer that is held to a constraint."""
     finish_reason: str
     """`stop`: the model ended or a stop string came; `length`: `max_tokens` or the context was used up."""
-    build: str
+    build: str | None
     """Of llama.cpp: version and what it was compiled for; other builds may draw other tokens."""
-    prompt: str
+    prompt: str | None
     """Exactly what the model was given, chat template applied."""
-    prompt_tokens: int
-    cached_prompt_tokens: int
+    prompt_tokens: int | None
+    cached_prompt_tokens: int | None
     """Of these, so many were already in the KV cache, from another prompt that begins alike."""
-    completion_tokens: int
-    tokens: tuple[int, ...]
+    completion_tokens: int | None
+    tokens: tuple[int, ...] | None
     """Of the completion, by the model's vocabulary; without the one that ended it."""
-    seed: int
-    peak_rss_bytes: int
+    seed: int | None
+    peak_rss_bytes: int | None
     """The most RAM the model's process has held up to this answer."""
     peak_vram_bytes: int | None
     """Its VRAM at this answer's end; `None` on the CPU or where NVML does not tell."""
-    load_s: float
+    load_s: float | None
     """Of loading the model, told with its first answer; 0.0 with later ones."""
-    ttft_s: float
+    ttft_s: float | None
     """From the request's arrival to its first token: waiting for a free sequence, prompt processing, one decode."""
     tpot_s: float | None
     """Per token after the first; `None` for an answer of fewer than two tokens."""
-    tokens_per_s: float
+    tokens_per_s: float | None
     """Completion tokens over the time from the start of prompt processing to the last token."""
     degraded: tuple[str, ...] = ()
     """What had to be given up for want of memory."""
@@ -71,6 +79,8 @@ class GenerateResult:
     logprobs: tuple[tuple[int, float], ...] = ()
     """Where its constraint asks for them: of each token of the text, the byte where it ends and its log probability
     among those that the constraint allowed, at temperature 1."""
+    answered_by: str | None = None
+    """What a remote provider calls the model that answered."""
 
 
 def unpack_result(data: dict[str, Any]) -> GenerateResult:

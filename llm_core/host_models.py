@@ -62,5 +62,6 @@ class HostModels:
 
     def _resident(self, call: Call) -> LoadParams | None:
         """A load of the same file with as long a context that is there already."""
+        assert call.load
         loads = [resident.load for resident in self._pool.status()]
         return next((load for load in loads if load.path == call.load.path and load.n_ctx >= call.load.n_ctx), None)

@@ -21,7 +21,8 @@ FROM_MODEL = "Empty: what models.yaml says."
 def _models_here(schema: dict[str, Any]) -> None:
     """Offers the models that are available when the schema is made."""
     try:
-        schema["enum"] = list(load_registry(Settings()).available)
+        registry = load_registry(Settings())
+        schema["enum"] = [*registry.available, *registry.remote]
     except GgufFlowError:  # whoever makes the schema says so; the form takes any name
         return
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 from llm_core.call_params import LoadParams
 from llm_core.generation import GenerateRequest, GenerateResult
@@ -20,13 +21,24 @@ def request_of(call: Call, message: str, threads: int, cores: int) -> GenerateRe
     """
     messages = chat(call.system_prompt, message)
     most_threads = call.threads or cores
-    return GenerateRequest(messages, call.sampling, call.strip_reasoning, threads, most_threads, call.constraint)
+    return GenerateRequest(
+        messages, call.sampling, call.strip_reasoning, threads, most_threads, call.constraint, call.chosen
+    )
 
 
 def record_of(
-    stage: StagePlan, call: Call, step: str, load: LoadParams, threads: int, result: GenerateResult, started: datetime
+    stage: StagePlan,
+    call: Call,
+    step: str,
+    load: LoadParams | None,
+    threads: int,
+    result: GenerateResult,
+    started: datetime,
 ) -> StepRecord:
     """`result` as the record of `step`, which ends now.
+
+    Args:
+        load: as its model was loaded; `None`: it is remote.
 
     Raises:
         ConstraintError: the answer is not what its schema says.
@@ -39,11 +51,19 @@ def record_of(
         model=call.model,
         parsed=parsed_answer(call.constraint, result.text),
         system_prompt=call.system_prompt,
-        parameters={**asdict(call.sampling), **asdict(load), "threads": threads} | {"seed": result.seed},
+        parameters=_parameters(call, load, threads) | {"seed": result.seed},
         started=started,
         ended=datetime.now(UTC),
         **asdict(result),
     )
+
+
+def _parameters(call: Call, load: LoadParams | None, threads: int) -> dict[str, Any]:
+    if load:
+        return {**asdict(call.sampling), **asdict(load), "threads": threads}
+    assert call.remote
+    told = {name: getattr(call.sampling, name) for name in (*call.chosen, "max_tokens", "timeout_s")}
+    return told | {"provider": call.remote.provider, "provider_model": call.remote.model}
 
 
 def reused_record(stage: StagePlan, call: Call, step: str, session_id: str, found: StepRecord) -> StepRecord:

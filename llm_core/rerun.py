@@ -109,12 +109,12 @@ def _changed(spec: PipelineSpec, changes: Changes) -> PipelineSpec:
 def _with_replacements(snapshot: Snapshot, changes: Changes, today: ModelRegistry) -> ModelRegistry:
     """The snapshot's models, and of today's those that take another's place."""
     known = snapshot.registry
-    new = set(changes.models.values()) - set(known.available)
+    new = set(changes.models.values()) - {*known.available, *known.remote}
     return replace(
         known,
         available=known.available | {name: model for name, model in today.available.items() if name in new},
         missing={name: model for name, model in today.missing.items() if name in new},
-        remote={name: model for name, model in today.remote.items() if name in new},
+        remote=known.remote | {name: model for name, model in today.remote.items() if name in new},
     )
 
 

@@ -46,6 +46,8 @@ class Residency:
     budget: Bytes
     needs: Mapping[LoadParams, ModelNeed]
     stages: tuple[StageResidency, ...]
+    spares: tuple[Placement, ...] = ()
+    """Of calls that are made only where another fails; no stage reckons with them."""
 
 
 def choose_victims(
@@ -74,8 +76,8 @@ def decide(
     Raises:
         InsufficientMemory: what is needed, what there is, and what would help.
     """
-    loads = list(dict.fromkeys(placed[call] for call in stage.calls))
-    names = {placed[call]: call.model for call in stage.calls}
+    loads = list(dict.fromkeys(placed[call] for call in stage.local))
+    names = {placed[call]: call.model for call in stage.local}
     needs = {load: by_device(need(load)) for load in loads}
     if mode != "sequential" and fits(needs.values(), within):
         return True
@@ -93,7 +95,7 @@ def decide(
             f"{_available(within, total)} available; sequential would need {_sizes(largest)}: "
             "set execution_mode: sequential or auto"
         )
-    return len(loads) == 1
+    return len(loads) <= 1
 
 
 def plan_residency(plan: Plan, within: Bytes, need: Need, cores: int, at_once: int = 1) -> Residency:
@@ -111,7 +113,8 @@ def plan_residency(plan: Plan, within: Bytes, need: Need, cores: int, at_once: i
         for stage in plan.stages
     }
     steps = _steps(plan, placed, parallel)
-    needs = {load: need(load) for _, group in steps for load in group}
+    spares = _spares(plan, placed, within, need, cores)
+    needs = {load: need(load) for load in [*(load for _, group in steps for load in group), *(s.load for s in spares)]}
     for stage, group in steps:
         if not fits([by_device(needs[load]) for load in group], within):
             decide(_only_synthesis(plan, stage), "sequential", "fail", placed, within, need)
@@ -120,7 +123,21 @@ def plan_residency(plan: Plan, within: Bytes, need: Need, cores: int, at_once: i
         _stage_residency(plan, position, parallel, placed, history, needs, within, cores)
         for position in range(len(plan.stages))
     )
-    return Residency(within, needs, stages)
+    return Residency(within, needs, stages, spares)
+
+
+def _spares(
+    plan: Plan, placed: Mapping[Call, LoadParams], within: Bytes, need: Need, cores: int
+) -> tuple[Placement, ...]:
+    """Fallbacks with a model in memory: each must fit alone."""
+    spares = []
+    for stage in plan.stages:
+        for call in (other for asked in stage.asked for other in asked.fallback):
+            if call.load:
+                alone = replace(stage, calls=(call,))
+                decide(alone, "sequential", "fail", placed, within, need)
+                spares.append(Placement(call, placed[call], threads_for(alone, True, placed, cores)[call]))
+    return tuple(spares)
 
 
 def _steps(
@@ -129,9 +146,10 @@ def _steps(
     """Stage id and the loads that must be resident at one time, in order of execution."""
     steps = []
     for stage in plan.stages:
-        loads = list(dict.fromkeys(placed[call] for call in stage.calls))
-        steps += [(stage.id, loads)] if parallel[stage.id] else [(stage.id, [load]) for load in loads]
-        if stage.aggregation and stage.aggregation.synthesis:
+        loads = list(dict.fromkeys(placed[call] for call in stage.local))
+        if loads:
+            steps += [(stage.id, loads)] if parallel[stage.id] else [(stage.id, [load]) for load in loads]
+        if stage.aggregation and stage.aggregation.synthesis and stage.aggregation.synthesis.load:
             steps.append((stage.id, [placed[stage.aggregation.synthesis]]))
     return steps
 
@@ -192,12 +210,13 @@ def _stage_residency(
     stage = plan.stages[position]
     events = [event for event in history if event.stage == stage.id]
     threads = threads_for(stage, parallel[stage.id], placed, cores)
-    placements = [Placement(call, placed[call], threads[call]) for call in stage.calls]
-    if stage.aggregation and stage.aggregation.synthesis:
+    placements = [Placement(call, placed[call], threads[call]) for call in stage.local]
+    if stage.aggregation and stage.aggregation.synthesis and stage.aggregation.synthesis.load:
         call = stage.aggregation.synthesis
         alone = threads_for(replace(stage, calls=(call,)), True, placed, cores)
         placements.append(Placement(call, placed[call], alone[call]))
-    usage = [sums(by_device(needs[load]) for load in event.resident) for event in events]
+    resident = [event.resident for event in events] or [_resident_before(plan, position, history)]
+    usage = [sums(by_device(needs[load]) for load in held) for held in resident]
     peak = {name: max(use.get(name, 0) for use in usage) for name in within}
     return StageResidency(
         stage=stage.id,
@@ -205,9 +224,15 @@ def _stage_residency(
         placements=tuple(placements),
         loaded=tuple(load for event in events for load in event.loaded),
         evicted=tuple(load for event in events for load in event.evicted),
-        prefetched=_prefetched(plan, position, placed, events[-1].resident, needs, within),
+        prefetched=_prefetched(plan, position, placed, resident[-1], needs, within),
         peak=peak,
     )
+
+
+def _resident_before(plan: Plan, position: int, history: list[_Event]) -> frozenset[LoadParams]:
+    """What lies in memory while a stage of remote models runs."""
+    before = {stage.id for stage in plan.stages[:position]}
+    return next((event.resident for event in reversed(history) if event.stage in before), frozenset())
 
 
 def _prefetched(
@@ -222,7 +247,7 @@ def _prefetched(
     if plan.execution_mode == "sequential" or position + 1 == len(plan.stages):
         return ()
     chosen: list[LoadParams] = []
-    for load in dict.fromkeys(placed[call] for call in plan.stages[position + 1].calls):
+    for load in dict.fromkeys(placed[call] for call in plan.stages[position + 1].local):
         beside = [by_device(needs[other]) for other in {*resident, *chosen, load}]
         if load not in resident and fits(beside, within):
             chosen.append(load)

@@ -60,7 +60,9 @@ class StepRecord(Versioned):
     kind: Literal["answer", "aggregation", "approval"] = "answer"
     member: str | None = None
     model: str | None = None
-    """The model that answered; `None` for an aggregation that needs none."""
+    """The model that answered, by its name in models.yaml; `None` for an aggregation that needs none."""
+    answered_by: str | None = None
+    """What a remote provider calls it."""
     text: str
     parsed: Any = None
     """The value of an answer that has a `response_schema`, validated."""

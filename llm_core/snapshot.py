@@ -13,14 +13,16 @@ from llm_core.fingerprint import sha256
 from llm_core.gguf_file import GgufFile, read_gguf
 from llm_core.parameters import ModelParams
 from llm_core.pipeline import PipelineSpec
-from llm_core.registry import LocalModel, ModelEntry, ModelRegistry
+from llm_core.providers.registry import remote_model
+from llm_core.registry import LocalModel, ModelEntry, ModelRegistry, RegisteredRemote
 from llm_core.session_files import check_format, session_folder
 
 
 class _SavedModel(BaseModel):
-    file: Path
-    size_bytes: int
-    sha256: str
+    """`file`, `size_bytes` and `sha256` of a local model."""
+
+    file: Path | None = None
+    size_bytes: int = 0
     entry: ModelEntry
 
 
@@ -52,6 +54,8 @@ class Snapshot:
 
     def problem(self, name: str, cache: Path) -> str | None:
         """Why a model cannot run as it did: its file is gone, or is another one by now."""
+        if name in self.registry.remote:
+            return None
         path = self.registry.available[name].path
         if name in self.gone:
             return f"model '{name}' is gone ({self.gone[name]})"
@@ -84,12 +88,22 @@ def load_snapshot(folder: Path, session_id: str) -> Snapshot:
     registry = ModelRegistry(path, path.parent, saved.defaults)
     gone: dict[str, str] = {}
     for name, model in saved.models.items():
+        if model.file is None:
+            registry.remote[name] = _remote(path, name, model.entry)
+            continue
         try:
             gguf = read_gguf(model.file)
         except ModelFileError as error:
             gguf, gone[name] = GgufFile(model.file, model.size_bytes, {}, ()), str(error)
         registry.available[name] = LocalModel(name, model.entry, gguf)
     return Snapshot(path, saved.pipeline, registry, gone, written["models"], saved.machine.cpu)
+
+
+def _remote(path: Path, name: str, entry: ModelEntry) -> RegisteredRemote:
+    try:
+        return RegisteredRemote(name, entry, remote_model(name, entry.provider or {}))
+    except ValueError as error:
+        raise SessionError(f"{path}: models.{name}: {error}") from None
 
 
 def read_snapshot(folder: Path, session_id: str) -> dict[str, Any]:

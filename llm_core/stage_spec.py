@@ -104,6 +104,7 @@ class StageSpec(Document):
     retries: int | None = Field(None, ge=0, le=100, description="of a step whose model process crashed")
     quorum: int | None = Field(None, ge=1, description="so many members must answer; left out: all")
     member_timeout_s: float | None = Field(None, gt=0, description="a member that takes longer has no answer")
+    fallback: tuple[str, ...] = Field((), description="models that are asked, in turn, where one gives no answer")
     cache: bool | None = Field(None, description="answer an identical call from an earlier session")
     response_schema: dict[str, Any] | bool | None = Field(None, description="JSON schema that every answer satisfies")
     grammar: str | None = Field(None, description="Lark or GBNF that every answer matches")
@@ -158,8 +159,9 @@ class StageSpec(Document):
         elif isinstance(models, str | Mapping):
             models = [models]
         stage["members"] = [_member(position, written, samples) for position, written in enumerate(models)]
-        if isinstance(stage.get("input_from"), str):
-            stage["input_from"] = [stage["input_from"]]
+        for key in ("input_from", "fallback"):
+            if isinstance(stage.get(key), str):
+                stage[key] = [stage[key]]
         aggregation = stage.pop("aggregation", None)
         beside = {key: stage.pop(key) for key in ("synthesis_model", "judge_model", "template") if key in stage}
         if aggregation is not None or beside or stage["type"] == "multi":

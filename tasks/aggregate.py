@@ -7,13 +7,13 @@ from llm_core.merge import check_quorum, merged
 from llm_core.model_step import input_texts
 from llm_core.plan import Call, StagePlan
 from llm_core.session_records import StepRecord
-from tasks.generate import ask, crashed, once_a_run, stage_files
+from tasks.generate import ask, is_last_try, once_a_run, stage_files, worth_a_retry
 from tasks.record import record
 from tasks.run import Run, progress
 from tasks.watched import Watched
 
 
-@task(cache_key_fn=once_a_run, persist_result=True, retry_condition_fn=crashed)
+@task(cache_key_fn=once_a_run, persist_result=True, retry_condition_fn=worth_a_retry)
 def aggregate(
     run: Run, stage: StagePlan, question: str, members: list[StepRecord | Exception], inputs: dict[str, StepRecord]
 ) -> StepRecord:
@@ -30,7 +30,8 @@ def aggregate(
 
     def ask_watched(call: Call, step: str, message: str, constraint: Constraint | None) -> StepRecord:
         watched = Watched(run, stage, call, step)
-        answer = ask(run, stage, call, step, message, constraint, threads_of(run, stage, call), watched.token)
+        threads = threads_of(run, stage, call)
+        answer = ask(run, stage, call, step, message, constraint, threads, is_last_try(), watched.token)
         watched.end(answer)
         return answer
 
@@ -41,5 +42,5 @@ def aggregate(
 
 
 def threads_of(run: Run, stage: StagePlan, call: Call) -> int:
-    """Of a model that is asked on the way to a stage's answer."""
-    return next(placement.threads for placement in run.stage(stage.id).placements if placement.call == call)
+    """Of a model that is asked on the way to a stage's answer; 0 for a remote one."""
+    return next((placed.threads for placed in run.stage(stage.id).placements if placed.call == call), 0)

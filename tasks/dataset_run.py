@@ -3,19 +3,32 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from llm_core.call_params import LoadParams
 from llm_core.dataset import Item
 from llm_core.dataset_results import DatasetResults
-from llm_core.errors import ConstraintError, ContextOverflow, GenerationTimeout, GgufFlowError, InputError, ModelCrashed
+from llm_core.errors import (
+    ConstraintError,
+    ContextOverflow,
+    GenerationTimeout,
+    GgufFlowError,
+    InputError,
+    ModelCrashed,
+    ProviderError,
+    ProviderUnavailable,
+    RequestRefused,
+)
 from llm_core.plan import Call, StagePlan
+from llm_core.providers.faults import wait_s
+from llm_core.providers.registry import max_concurrency
 from llm_core.session_records import StepRecord
 from llm_core.step_log import ItemStep, StepLog
 from tasks.record import artifact_key
@@ -25,7 +38,7 @@ SHOW_EVERY_S = 1.0
 """Between two updates of a progress artifact, which cost some 10 ms each."""
 MAX_CRASHES_IN_A_ROW = 3
 """Items that crash their model alone, one after the other, before the model itself is held to be at fault."""
-_OF_THE_ITEM = (ConstraintError, ContextOverflow, GenerationTimeout, InputError)
+_OF_THE_ITEM = (ConstraintError, ContextOverflow, GenerationTimeout, InputError, RequestRefused)
 
 
 class DatasetRun(Run):
@@ -35,7 +48,9 @@ class DatasetRun(Run):
     """The next stage comes only when this one is through all items; its models would lie idle meanwhile."""
 
     def __init__(self, run: Run, items: list[Item], logs: dict[str, StepLog], results: DatasetResults) -> None:
-        super().__init__(run.plan, run.residency, run.pool, run.estimates, run.session, run.answers, run.cores)
+        super().__init__(
+            run.plan, run.residency, run.pool, run.remote, run.estimates, run.session, run.answers, run.cores
+        )
         self.items, self.logs, self.results = items, logs, results
 
 
@@ -51,8 +66,10 @@ class StepSummary:
     wall_s: float
 
 
-Answer = Callable[[Item], StepRecord | None]
-"""What a step makes of an item; `None` where an earlier step failed it."""
+Answer = Callable[[Item, bool], StepRecord | None]
+"""What a step makes of an item, and whether it is not tried again; `None` where an earlier step failed it."""
+MAX_FAULTS_IN_A_ROW = 3
+"""Items that a remote model fails, one after the other, before it is held to be at fault and the run ends."""
 
 
 class Pass:
@@ -70,7 +87,9 @@ class Pass:
         self, run: DatasetRun, stage: StagePlan, step: str, call: Call | None, answer: Answer, retries: int
     ) -> None:
         self._run, self._stage, self._step, self._answer, self._retries = run, stage, step, answer, retries
-        self._load = run.placed[call] if call else None
+        self._load = run.placed.get(call) if call else None
+        self._n_askers = _askers(call, self._load)
+        self._ended = threading.Event()
         self._log = run.logs[step]
         self._todo = [item for item in run.items if item.number not in self._log]
         self._n_before = len(run.items) - len(self._todo)
@@ -109,20 +128,28 @@ class Pass:
     def _outcomes(self) -> Iterable[tuple[int, bool]]:
         """(completion tokens, failed) of each item as it ends."""
         again: list[Item] = []
-        with self._run.pool.hold(self._load) if self._load else nullcontext():
-            for item, outcome in self._side_by_side():
+        faults: list[tuple[Item, GgufFlowError]] = []
+        held = self._run.pool.hold(self._load) if self._load else nullcontext()
+        with held, closing(self._side_by_side()) as outcomes:
+            for item, outcome in outcomes:
                 if isinstance(outcome, ModelCrashed):
                     again.append(item)
+                elif isinstance(outcome, ProviderError) and not isinstance(outcome, RequestRefused):
+                    faults.append((item, outcome))
+                    if len(faults) == MAX_FAULTS_IN_A_ROW:
+                        raise outcome  # those items are not saved: `resume` asks for them again
                 else:
+                    yield from (self._save(*fault) for fault in faults)
+                    faults.clear()
                     yield self._save(item, outcome)
+            yield from (self._save(*fault) for fault in faults)
             yield from self._one_by_one(again)
 
-    def _side_by_side(self) -> Iterable[tuple[Item, StepRecord | GgufFlowError | None]]:
-        """Items and what came of them, as they end. A few more are under way than the model has sequences."""
-        sequences = self._load.sequences if self._load else 0
-        n_askers = min(len(self._todo), sequences + max(1, sequences // 4))
+    def _side_by_side(self) -> Generator[tuple[Item, StepRecord | GgufFlowError | None]]:
+        """Items and what came of them, as they end. What is under way when nobody listens any more is saved."""
+        n_askers = min(len(self._todo), self._n_askers)
         outcomes: queue.SimpleQueue[tuple[Item | None, StepRecord | BaseException | None]] = queue.SimpleQueue()
-        waiting, lock, stop = iter(self._todo), threading.Lock(), threading.Event()
+        waiting, lock, stop = iter(self._todo), threading.Lock(), self._ended
 
         def ask_on() -> None:
             while not stop.is_set():
@@ -148,19 +175,31 @@ class Pass:
                     yield item, outcome  # type: ignore[misc]
             finally:
                 stop.set()
+                askers.shutdown()
+                while not outcomes.empty():
+                    item, outcome = outcomes.get()
+                    if item and isinstance(outcome, StepRecord):
+                        self._save(item, outcome)
 
-    def _attempt(self, item: Item) -> StepRecord | GgufFlowError | None:
-        try:
-            return self._answer(item)
-        except (*_OF_THE_ITEM, ModelCrashed) as error:
-            return error
+    def _attempt(self, item: Item, is_last: bool = False) -> StepRecord | GgufFlowError | None:
+        """One try, or several of a remote model that is busy."""
+        for attempt in range(1, self._retries + 2):
+            try:
+                return self._answer(item, is_last or attempt > self._retries)
+            except ProviderUnavailable as error:
+                if attempt > self._retries or self._ended.wait(wait_s(error, attempt)):
+                    return error
+            except (*_OF_THE_ITEM, ModelCrashed, ProviderError) as error:
+                return error
+        raise AssertionError("the last attempt neither answered nor failed")
 
     def _one_by_one(self, items: list[Item]) -> Iterable[tuple[int, bool]]:
         in_a_row = 0
         for item in items:
             outcome: StepRecord | GgufFlowError | None = None
-            for _ in range(max(1, self._retries)):  # once at least: another item may have taken it along
-                outcome = self._attempt(item)
+            n_tries = max(1, self._retries)  # once at least: another item may have taken it along
+            for n in range(n_tries):
+                outcome = self._attempt(item, is_last=n + 1 == n_tries)
                 if not isinstance(outcome, ModelCrashed):
                     break
             in_a_row = in_a_row + 1 if isinstance(outcome, ModelCrashed) else 0
@@ -192,3 +231,10 @@ class Pass:
             started=now,
             ended=now,
         )
+
+
+def _askers(call: Call | None, load: LoadParams | None) -> int:
+    """How many items are under way at a time: a few more than the model has sequences."""
+    if load:
+        return load.sequences + max(1, load.sequences // 4)
+    return max_concurrency(call.remote) if call and call.remote else 1

@@ -26,12 +26,12 @@ Before = Mapping[str, StepSummary]
 def generate_items(run: DatasetRun, stage: StagePlan, call: Call, admission: Admission, inputs: Before) -> StepSummary:
     """Every item through one member of a stage."""
 
-    def answer(item: Item) -> StepRecord | None:
+    def answer(item: Item, is_last: bool) -> StepRecord | None:
         check_question(item.question)
         read = _read(run, stage, item)
         if read is None:
             return None
-        return member_answer(run, stage, call, item.question, admission, input_texts(read))
+        return member_answer(run, stage, call, item.question, admission, input_texts(read), is_last)
 
     return Pass(run, stage, f"{stage.id}: {call.member}", call, answer, stage.retries).work()
 
@@ -42,10 +42,10 @@ def aggregate_items(run: DatasetRun, stage: StagePlan, members: Sequence[StepSum
     assert stage.aggregation
     *of_members, name = step_names(stage)
 
-    def ask_on_the_way(call: Call, step: str, message: str, constraint: Constraint | None) -> StepRecord:
-        return ask(run, stage, call, step, message, constraint, threads_of(run, stage, call))
+    def answer(item: Item, is_last: bool) -> StepRecord | None:
+        def ask_on_the_way(call: Call, step: str, message: str, constraint: Constraint | None) -> StepRecord:
+            return ask(run, stage, call, step, message, constraint, threads_of(run, stage, call), is_last)
 
-    def answer(item: Item) -> StepRecord | None:
         read = _read(run, stage, item)
         answers = [run.logs[step].get(item.number) for step in of_members]
         answered = [record for record in answers if record and record.error is None]

@@ -55,7 +55,7 @@ def preflight(run: Run, stage: StagePlan, inputs: dict[str, Any]) -> Admission:
         for load in run.stage(stage.id).prefetched:
             if load in run.surely_asked:
                 run.pool.prefetch(load, run.model_of(load))
-    return Admission(stage.id, parallel, {call.member: threads[call] for call in stage.calls})
+    return Admission(stage.id, parallel, {call.member: threads[call] for call in stage.local})
 
 
 @task(name="preflight", task_run_name="preflight", cache_policy=NO_CACHE)
@@ -76,7 +76,9 @@ def _is_known(
 
 
 def _decision(run: Run, stage: StagePlan, parallel: bool) -> str:
-    needs = {run.placed[call]: by_device(run.need(run.placed[call])) for call in stage.calls}
+    if not stage.local:
+        return f"{stage.id}: answered elsewhere; needs no memory here"
+    needs = {run.placed[call]: by_device(run.need(run.placed[call])) for call in stage.local}
     total = sums(needs.values())
     how = "fits" if len(needs) == 1 else "side by side" if parallel else "one after another"
     room = "" if fits(needs.values(), run.memory_now()) else ", not all at once"

@@ -7,8 +7,11 @@ from llm_core.answer_cache import AnswerCache
 from llm_core.call_params import LoadParams
 from llm_core.machine import Bytes
 from llm_core.memory import MemoryEstimates, ModelNeed
-from llm_core.plan import Plan, StagePlan
+from llm_core.plan import Call, Plan, StagePlan
 from llm_core.pool_protocol import Pool
+from llm_core.providers.local import LocalProvider
+from llm_core.providers.protocol import Provider
+from llm_core.providers.remote import RemoteModels
 from llm_core.residency import Residency, StageResidency
 from llm_core.session import Session
 from llm_core.session_records import StepRecord
@@ -60,16 +63,26 @@ class Run:
         plan: Plan,
         residency: Residency,
         pool: Pool,
+        remote: RemoteModels,
         estimates: MemoryEstimates,
         session: Session,
         answers: AnswerCache,
         cores: int,
     ) -> None:
-        self.plan, self.residency, self.pool = plan, residency, pool
+        self.plan, self.residency, self.pool, self.remote = plan, residency, pool, remote
         self.estimates, self.session, self.answers, self.cores = estimates, session, answers, cores
         self.surely_asked = {p.load for stage in residency.stages for p in stage.placements if not p.call.cache}
         """Loads that somebody will ask, whatever `cache` knows."""
-        self.placed = {p.call: p.load for stage in residency.stages for p in stage.placements}
+        placements = [placement for stage in residency.stages for placement in stage.placements]
+        self.placed = {p.call: p.load for p in (*placements, *residency.spares)}
+        self.spare_threads = {p.call: p.threads for p in residency.spares}
+        """Of fallbacks, which no stage's preflight knows."""
+
+    def provider(self, call: Call) -> Provider:
+        """Who answers `call`."""
+        if call.remote:
+            return self.remote.of(call.remote)
+        return LocalProvider(self.pool, self.placed[call], call.model)
 
     def need(self, load: LoadParams) -> ModelNeed:
         return self.estimates.need(load)

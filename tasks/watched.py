@@ -38,7 +38,8 @@ class Watched:
         for note in answer.degraded:
             self._watcher.say(note)
         if self._artifact:
-            self._show(100.0, f"{self._step}: {answer.completion_tokens} tokens")
+            counted = "" if answer.completion_tokens is None else f": {answer.completion_tokens} tokens"
+            self._show(100.0, f"{self._step}{counted}")
         self._watcher.end(self._step, answer)
 
     def _show(self, percent: float, said: str) -> None:

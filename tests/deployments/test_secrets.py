@@ -1,6 +1,7 @@
 """Keys and tokens of the environment are in nothing that runs leave behind: files, database, results, logs, output."""
 
 import base64
+import json
 import os
 import signal
 import subprocess
@@ -11,13 +12,16 @@ from pathlib import Path
 import httpx
 import pytest
 from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
 from llm_core.host_address import TOKEN_VARIABLE, read_address
 from tests.conftest import REPOSITORY, Project
 from tests.deployments.served import Served, free_port
+from tests.llm_core.providers.chat_server import ANSWER, streamed
 
 KEYS = ("HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "OPENROUTER_API_KEY", "TOGETHER_API_KEY")
 SECRETS = {name: f"planted-{name.lower().replace('_', '-')}-5e6f7a8b9c" for name in (TOKEN_VARIABLE, *KEYS)}
+BEARER = {"Authorization": f"Bearer {SECRETS['OPENAI_API_KEY']}"}
 WRONG_TOKEN = "planted-wrong-token-0a1b2c3d4e"
 MARKER = "is-it-seen-at-all-1f2e3d4c5b"
 """Stands in a question, so that the search is known to find what is there."""
@@ -25,11 +29,14 @@ MODELS = """
 models:
   small: {file: small.gguf, overrides: {n_ctx: 512, max_tokens: 4, temperature: 0.5}}
   gone: {file: gone.gguf, source: 'hf:org/repo/gone.gguf'}
+  far: {provider: {type: openai_compatible, base_url: 'SERVER/v1', api_key_env: OPENAI_API_KEY}}
+  refused: {provider: {type: anthropic, base_url: 'SERVER'}}
 """
 PIPELINES = """
 base_pipeline: {stages: [{id: draft, model: small}, {id: panel, models: [small, small], aggregation: concat}]}
 pipelines:
   absent: {stages: [{id: a, model: gone}]}
+  remote: {stages: [{id: a, model: far}, {id: b, model: refused}]}
 """
 
 
@@ -39,10 +46,13 @@ def served_with_secrets(
 ) -> Iterator[Served]:
     """A `serve` whose environment holds every secret, and which logs all it can, to the API, too."""
     project = Project.make(tmp_path)
-    project.models(MODELS)
+    project.models(MODELS.replace("SERVER", httpserver.url_for("").rstrip("/")))
     project.pipeline(PIPELINES)
     project.link_model(smollm, "small.gguf")
     httpserver.expect_request("/org/repo/resolve/main/gone.gguf").respond_with_data("", status=401)
+    answer = streamed(ANSWER)
+    httpserver.expect_request("/v1/chat/completions", headers=BEARER).respond_with_response(answer)
+    httpserver.expect_request("/v1/messages").respond_with_handler(repeat_the_key)
     environment = SECRETS | {
         "GGUF_FLOW_CACHE_DIR": str(tmp_path / "cache"),
         "PREFECT_LOGGING_TO_API_ENABLED": "true",
@@ -58,6 +68,12 @@ def served_with_secrets(
     yield served
     if served.process.poll() is None:
         served.stop(signal.SIGINT)
+
+
+def repeat_the_key(request: Request) -> Response:
+    """As servers do that want to be helpful."""
+    body = {"error": {"type": "authentication_error", "message": f"what is {dict(request.headers)}?"}}
+    return Response(json.dumps(body), 401, content_type="application/json")
 
 
 def gguf_flow(served: Served, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -82,6 +98,8 @@ def use_everything(served: Served) -> None:
     assert served.run("batch", dataset=str(path / "q.jsonl"))["state_type"] == "COMPLETED"
     assert "n_ctx is 512" in served.run("base", question="word " * 2000)["state"]["message"]
     assert "'gone'" in served.run("absent", question="Why?")["state"]["message"]
+
+    assert "401 Unauthorized: what is" in served.run("remote", question="Why?")["state"]["message"]
 
     address = read_address(path / "cache")
     assert address
@@ -121,7 +139,8 @@ def test_no_secret_of_the_environment_is_in_anything_that_is_written(
     served_with_secrets: Served, httpserver: HTTPServer
 ) -> None:
     use_everything(served_with_secrets)
-    assert httpserver.log[0][0].headers["Authorization"] == f"Bearer {SECRETS['HF_TOKEN']}", "secrets are in use"
+    used = {request.headers["Authorization"].removeprefix("Bearer ") for request, _ in httpserver.log}
+    assert used == {SECRETS[name] for name in ("HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY")}, "secrets are in use"
     assert "KeyError" in served_with_secrets.said, "the host's log is among what is searched"
     assert served_with_secrets.api.post("/logs/filter", json={}).json(), "logs are in the database"
     assert served_with_secrets.stop(signal.SIGINT) == []

@@ -216,7 +216,10 @@ def test_stages_that_wait_for_each_other_are_drawn(project: Project, stages: lis
             ["{id: a, models: [m, gone]}"],
             "base_pipeline.stages[0].models[1]: model 'gone' of stage 'a' is not usable: ",
         ),
-        (["{id: a, model: far}"], "base_pipeline.stages[0].model: model 'far' of stage 'a' is remote"),
+        (
+            ["{id: a, model: m, fallback: [mistal]}"],
+            "base_pipeline.stages[0].fallback[0]: unknown model 'mistal' in stage 'a'; did you mean 'mistral'?",
+        ),
         (
             ["{id: a, models: [m], aggregation: synthesis, synthesis_model: nn}"],
             "base_pipeline.stages[0].aggregation.synthesis_model: unknown model 'nn' in stage 'a'",
@@ -235,7 +238,7 @@ def test_stages_that_wait_for_each_other_are_drawn(project: Project, stages: lis
     ],
 )
 def test_name_that_is_nowhere_is_refused_with_its_key_path(project: Project, stages: list[str], problem: str) -> None:
-    models = "models: {m: {file: m.gguf}, mistral: {file: n.gguf}, gone: {file: gone.gguf}, far: {provider: x}}"
+    models = "models: {m: {file: m.gguf}, mistral: {file: n.gguf}, gone: {file: gone.gguf}}"
     with pytest.raises(PlanError) as refusal:
         plan(project, models, *stages)
     assert str(refusal.value).startswith(f"{project.path}/config/pipeline.yaml: {problem}")

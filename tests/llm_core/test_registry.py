@@ -43,7 +43,7 @@ def test_document_with_every_key_of_the_format_loads(project: Project) -> None:
             strip_reasoning: true
             source: hf:org/repo/a.gguf
             sha256: 9F86D081884C7D659A2FEAA0C55AD015A3BF4F1B2B0B822CD15D6C15B0F00A08
-          far: {provider: {name: openai_compatible, url: "http://localhost"}}
+          far: {provider: {type: openai_compatible, base_url: "http://localhost/v1"}}
         """,
     )
     assert registry.defaults == ModelParams(
@@ -54,7 +54,7 @@ def test_document_with_every_key_of_the_format_loads(project: Project) -> None:
     assert model.entry.params == ModelParams(temperature=0.2, threads=2, n_ctx=4096, n_gpu_layers=-1)
     assert (model.entry.required_for_base, model.entry.strip_reasoning) == (True, True)
     assert registry.names == ["a", "far"]
-    assert list(registry.remote) == ["far"]
+    assert registry.remote["far"].remote.provider == "openai_compatible"
 
 
 def test_repository_models_load(example_project: Project) -> None:
@@ -155,6 +155,8 @@ def test_absolute_file_stands_where_it_says(project: Project, tmp_path: Path) ->
     [
         ("version: 1", "models: this key is required"),
         ("models: {a: {}}", "models.a: needs 'file' (a GGUF in the models directory) or 'provider'"),
+        ("models: {a: {file: a.gguf, provider: openai}}", "models.a: takes either 'file' or 'provider', not both"),
+        ("models: {a: {provider: opnai}}", "models.a: unknown provider 'opnai'; did you mean 'openai'?"),
         ("models: {a: {fiel: a.gguf}}", "models.a: unknown key 'fiel'; did you mean 'file'?"),
         (
             "models: {a: {file: a.gguf, overrides: {temperature: -1}}}",

@@ -1,0 +1,1 @@
+"""Who answers: a model in this machine's memory, or one behind somebody's API."""
