@@ -12,9 +12,14 @@ def memory_plan(residency: Residency) -> str:
     """Per stage: who is loaded, evicted and prefetched, threads, and the peak of each device."""
     budget = ", ".join(f"{gib(size)} of {name}" for name, size in residency.budget.items())
     lines = [f"memory: models may take {budget}"]
-    names = {p.load: p.call.model for stage in residency.stages for p in stage.placements}
+    placements = [*(p for stage in residency.stages for p in stage.placements), *residency.spares]
+    names = {p.load: p.call.model for p in placements}
     for number, stage in enumerate(residency.stages, 1):
         lines += ["", *_stage_lines(number, stage, residency, names)]
+    if residency.spares:
+        lines += ["", "only where another model gives no answer:"]
+        spares = dict.fromkeys(placed.load for placed in residency.spares)
+        lines += [f"   {_described(load, names, residency.needs[load])}" for load in spares]
     loads = sum(len(stage.loaded) for stage in residency.stages)
     lines += ["", f"{loads} model load{'s' * (loads != 1)} in all"]
     return "\n".join(lines)
@@ -44,15 +49,21 @@ def needs_table(placements: tuple[Placement, ...], residency: Residency) -> list
 
 
 def _stage_lines(number: int, stage: StageResidency, residency: Residency, names: dict[LoadParams, str]) -> list[str]:
+    if not stage.placements:
+        return [f"{number}. {stage.stage}   answered elsewhere", *_prefetches(stage, names)]
     peak = ", ".join(f"{name} {gib(size)}" for name, size in stage.peak.items())
     distinct = len({p.load for p in stage.placements})
     how = "" if distinct == 1 else "side by side, " if stage.parallel else "one after another, "
     lines = [f"{number}. {stage.stage}   {how}peak {peak}"]
     lines += [f"   loads {_described(load, names, residency.needs[load])}" for load in stage.loaded]
     lines += [f"   evicts {names[load]}" for load in stage.evicted]
-    lines += [f"   prefetches {names[load]} for the next stage" for load in stage.prefetched]
+    lines += _prefetches(stage, names)
     threads = ", ".join(f"{p.call.member} {p.threads}" for p in stage.placements)
     return [*lines, f"   threads: {threads}"]
+
+
+def _prefetches(stage: StageResidency, names: dict[LoadParams, str]) -> list[str]:
+    return [f"   prefetches {names[load]} for the next stage" for load in stage.prefetched]
 
 
 def _described(load: LoadParams, names: dict[LoadParams, str], need: ModelNeed) -> str:

@@ -20,7 +20,7 @@ from llm_core.session_records import StepRecord
 from llm_core.worker import OnToken
 from tasks.preflight import Admission
 from tasks.record import record
-from tasks.run import Run
+from tasks.run import Run, progress
 from tasks.watched import Watched
 
 RETRYABLE = (ModelCrashed, ProviderUnavailable)
@@ -32,7 +32,9 @@ def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
     try:
         state.result()
     except RETRYABLE as error:
-        task.retry_delay_seconds = wait_s(error, task_run.run_count)
+        task.retry_delay_seconds = delay_s = wait_s(error, task_run.run_count)
+        if task_run.run_count <= task.retries:
+            progress.get().say(f"{task.name}: {error}; again in {delay_s:.0f} s")
         return True
     except Exception:
         return False
