@@ -179,7 +179,8 @@ def _submit(run: DatasetRun, plan: Plan) -> dict[str, StepFuture]:
         for call in stage.calls:
             name = f"{stage.id}: {call.member}"
             task = generate_items.with_options(name=name, task_run_name=name)
-            members.append(task.submit(run, stage, call, admission, inputs))  # type: ignore[call-overload]
+            before = {f"member {n}": member for n, member in enumerate(members)} if stage.stop else {}
+            members.append(task.submit(run, stage, call, admission, inputs | before))  # type: ignore[call-overload]
             futures[name] = members[-1]
         outputs[stage.id] = members[0]
         if stage.aggregation:

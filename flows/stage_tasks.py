@@ -1,16 +1,18 @@
 """The stages of a plan as Prefect tasks: futures passed from one to the next draw the graph."""
 
 import asyncio
+from typing import Any
 
 from prefect import allow_failure
 from prefect.futures import PrefectFuture, wait
 
 from flows.approval import approved_text
 from flows.outcome import StepFuture
-from llm_core.plan import StagePlan
+from llm_core.plan import Call, StagePlan
 from llm_core.session_records import StepRecord
 from tasks.aggregate import aggregate
 from tasks.approve import approve
+from tasks.cascade import generate_if_needed
 from tasks.generate import generate
 from tasks.preflight import Admission, preflight
 from tasks.reuse import reuse
@@ -49,7 +51,9 @@ class StageTasks:
             name = f"preflight: {stage.id}"
             admission = preflight.with_options(name=name, task_run_name=name).submit(self._run, stage, inputs)  # type: ignore[arg-type]
             self.steps[name] = admission
-            members = [self._submit_call(stage, index, admission, inputs) for index in range(len(stage.calls))]
+            members = []
+            for call in stage.calls:
+                members.append(self._submit_call(stage, call, admission, inputs, members))
         self._outputs[stage.id] = members[0]
         if stage.aggregation:
             self._outputs[stage.id] = self._submit_aggregation(stage, stage.aggregation.kind, members, inputs)
@@ -72,17 +76,23 @@ class StageTasks:
         return future
 
     def _submit_call(
-        self, stage: StagePlan, index: int, admission: PrefectFuture[Admission], inputs: dict[str, StepFuture]
+        self,
+        stage: StagePlan,
+        call: Call,
+        admission: PrefectFuture[Admission],
+        inputs: dict[str, StepFuture],
+        before: list[StepFuture],
     ) -> StepFuture:
-        call = stage.calls[index]
         name = f"{stage.id}: {call.member}"
         if self._has(stage, name):
             return self._submit_reused(name, stage, inputs)
         if stage.may_miss:
             self.may_fail.add(name)
+        task: Any = generate_if_needed if stage.stop else generate
         tags = {f"provider:{call.remote.provider}"} if call.remote else set()
-        named = generate.with_options(name=name, task_run_name=name, retries=stage.retries, tags=tags)
-        future: StepFuture = named.submit(self._run, stage, call, self._question, admission, inputs)  # type: ignore[call-overload]
+        named = task.with_options(name=name, task_run_name=name, retries=stage.retries, tags=tags)
+        heard = (_given(stage, before),) if stage.stop else ()
+        future: StepFuture = named.submit(self._run, stage, call, self._question, admission, inputs, *heard)
         self.steps[name] = future
         return future
 
@@ -93,8 +103,7 @@ class StageTasks:
         if self._has(stage, name):
             return self._submit_reused(name, stage, {f"member {n}": member for n, member in enumerate(members)})
         merge = aggregate.with_options(name=name, task_run_name=name, retries=stage.retries)
-        given = [allow_failure(member) for member in members] if stage.may_miss else members
-        future: StepFuture = merge.submit(self._run, stage, self._question, given, inputs)  # type: ignore[arg-type]
+        future: StepFuture = merge.submit(self._run, stage, self._question, _given(stage, members), inputs)  # type: ignore[arg-type]
         self.steps[name] = future
         return future
 
@@ -115,3 +124,8 @@ class StageTasks:
         inputs = {source: self._outputs[source] for source in stage.inputs}
         approved = task.submit(self._run, stage, self._question, answered, text, inputs)  # type: ignore[call-overload]
         self._outputs[stage.id] = self.steps[name] = approved
+
+
+def _given(stage: StagePlan, members: list[StepFuture]) -> list[Any]:
+    """`members` for a task that waits for them; where the stage may miss some, their errors are no end of it."""
+    return [allow_failure(member) for member in members] if stage.may_miss else list(members)

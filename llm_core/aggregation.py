@@ -10,7 +10,7 @@ from llm_core.documents import near_name
 from llm_core.errors import AggregationError
 
 VOTES = ("majority_vote", "self_consistency", "weighted_vote")
-KINDS = ("concat", *VOTES, "similarity", "ranked", "judge", "field_vote", "synthesis", "custom_template")
+KINDS = ("concat", *VOTES, "cascade", "similarity", "ranked", "judge", "field_vote", "synthesis", "custom_template")
 TEMPLATE_VARIABLES = ("question", "inputs", "answers")
 
 SYNTHESIS_INSTRUCTIONS = (

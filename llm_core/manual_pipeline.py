@@ -66,7 +66,9 @@ class ManualStage(Document):
     seed: int | None = _generation("seed", "Seed")
     n_ctx: int | None = _generation("n_ctx", "Context length")
     n_gpu_layers: int | None = _generation("n_gpu_layers", "GPU layers")
-    aggregation: Literal["concat", "majority_vote", "similarity", "ranked", "synthesis", "custom_template"] = Field(
+    aggregation: Literal[
+        "concat", "majority_vote", "cascade", "similarity", "ranked", "synthesis", "custom_template"
+    ] = Field(
         "concat", title="Aggregation", description="How several answers become one; not used for a single answer."
     )
     synthesis_model: ModelName | None = Field(

@@ -21,7 +21,8 @@ def memory_plan(residency: Residency) -> str:
         spares = dict.fromkeys(placed.load for placed in residency.spares)
         lines += [f"   {_described(load, names, residency.needs[load])}" for load in spares]
     loads = sum(len(stage.loaded) for stage in residency.stages)
-    lines += ["", f"{loads} model load{'s' * (loads != 1)} in all"]
+    at_most = "at most " * any(stage.perhaps for stage in residency.stages)
+    lines += ["", f"{at_most}{loads} model load{'s' * (loads != 1)} in all"]
     return "\n".join(lines)
 
 
@@ -55,7 +56,9 @@ def _stage_lines(number: int, stage: StageResidency, residency: Residency, names
     distinct = len({p.load for p in stage.placements})
     how = "" if distinct == 1 else "side by side, " if stage.parallel else "one after another, "
     lines = [f"{number}. {stage.stage}   {how}peak {peak}"]
-    lines += [f"   loads {_described(load, names, residency.needs[load])}" for load in stage.loaded]
+    for load in stage.loaded:
+        perhaps = ", if it is asked" if load in stage.perhaps else ""
+        lines.append(f"   loads {_described(load, names, residency.needs[load])}{perhaps}")
     lines += [f"   evicts {names[load]}" for load in stage.evicted]
     lines += _prefetches(stage, names)
     threads = ", ".join(f"{p.call.member} {p.threads}" for p in stage.placements)

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from llm_core.aggregation import VOTES, concat, render_template, summary_message, synthesis_message
 from llm_core.call_params import Constraint
+from llm_core.cascade import cascade
 from llm_core.constraints import grammar_constraint
 from llm_core.custom_aggregation import merge_by
 from llm_core.errors import AggregationError, ContextOverflow
@@ -30,20 +32,20 @@ Ask = Callable[[Call, str, str, Constraint | None], StepRecord]
 """Asks a model in a step, by name, a message; the answer is held to a constraint, which may not be the call's own."""
 
 
-def check_quorum(stage: StagePlan, missing: Mapping[str, str]) -> tuple[str, ...]:
+def check_quorum(stage: StagePlan, n_answered: int, missing: Mapping[str, str]) -> tuple[str, ...]:
     """What is to be said of a stage where some members gave no answer; nothing where all did.
 
     Args:
-        missing: why, by member.
+        missing: why, by member that was asked and has not answered.
 
     Raises:
         AggregationError: too few have answered.
     """
     if not missing:
         return ()
-    n_answered = len(stage.calls) - len(missing)
     why = "; ".join(f"{member}: {reason}" for member, reason in missing.items())
-    said = f"{stage.id}: {n_answered} of {len(stage.calls)} members answered, and its quorum is {stage.quorum}: {why}"
+    n_asked = n_answered + len(missing)
+    said = f"{stage.id}: {n_answered} of {n_asked} members answered, and its quorum is {stage.quorum}: {why}"
     if n_answered < stage.quorum:
         raise AggregationError(said)
     return (said,)
@@ -86,6 +88,7 @@ class _Merging:
         assert stage.aggregation
         self.stage, self.plan, self.question, self.texts = stage, stage.aggregation, question, texts
         self.answers = {step.member or "": step.text for step in members}
+        self.tokens = {m.member: {"prompt": m.prompt_tokens, "completion": m.completion_tokens} for m in members}
         self.ballots = {step.member or "": Ballot(step.text, step.logprobs) for step in members}
         self.name = f"{stage.id}: {self.plan.kind}"
         self._ask = ask
@@ -107,6 +110,9 @@ class _Merging:
     def _chosen(self, plan: AggregationPlan) -> Merged:
         if plan.kind in VOTES:
             return majority_vote(self.answers, plan.pattern, dict(plan.weights))
+        if plan.stop:
+            merged = cascade([call.member for call in self.stage.calls], self.answers, plan.stop)
+            return replace(merged, evidence={**merged.evidence, "tokens": self.tokens})
         if plan.kind == "similarity":
             return most_similar(self.answers)
         if plan.kind == "field_vote":

@@ -8,9 +8,10 @@ from llm_core.documents import near_name, validate
 from llm_core.errors import InputError
 from llm_core.parameters import GenerationParams
 from llm_core.pipeline import PipelineSpec
+from llm_core.stage_spec import ONLY_OF, aggregation_kind
 
 _TEXTS = ("system_prompt", "instructions")
-_MERGING = {"aggregation": "type", "synthesis_model": "synthesis_model", "judge_model": "judge_model"}
+_MERGING = {"aggregation": "type"} | {key: key for key in ("synthesis_model", "judge_model", "threshold", "at_least")}
 
 
 def override(spec: PipelineSpec, assignments: list[str]) -> PipelineSpec:
@@ -62,7 +63,11 @@ def _assign(pipeline: dict[str, Any], assignment: str) -> None:
             raise InputError(f"--set {assignment}: stage '{stage_id}' has one answer; there is nothing to merge")
         if ":" in value:  # whoever may start a run, in the UI too, must not choose what code it runs
             raise InputError(f"--set {assignment}: an aggregation of your own stands in pipeline.yaml")
-        stage["aggregation"] = {**(stage["aggregation"] or {}), _MERGING[param]: value}
+        merging = {**(stage["aggregation"] or {}), _MERGING[param]: value}
+        if param == "aggregation":  # what only another type knows goes with it
+            kind = aggregation_kind(value)
+            merging = {key: kept for key, kept in merging.items() if kind in ONLY_OF.get(key, (kind,))}
+        stage["aggregation"] = merging
         return
     for member in stage["members"]:  # what it does not set itself, it takes from its stage
         (member if param in _TEXTS else member["generation"])[param] = None

@@ -62,6 +62,8 @@ def _answers_at_once(plan: Plan, at_once: int) -> dict[_Wish, int]:
         synthesis = stage.aggregation.synthesis if stage.aggregation else None
         for calls in (stage.local, (synthesis,) if synthesis and synthesis.load else ()):
             counts = Counter(_wish(call) for call in calls if not call.sampling.alone)
+            if stage.stop:  # one after another
+                counts = Counter(set(counts))
             for wish, n_members in counts.items():
                 # A dataset run fills the sequences with questions; its members need none of their own.
                 most[wish] = max(most.get(wish, 1), n_members, at_once)
@@ -104,8 +106,9 @@ def _beside(wish: _Wish, companions: list[set[_Wish]]) -> set[_Wish]:
 
 
 def _companions(plan: Plan) -> list[set[_Wish]]:
-    together = plan.execution_mode in ("parallel", "auto", "persistent")
-    return [{_wish(call) for call in stage.local} for stage in plan.stages] if together else []
+    if plan.execution_mode not in ("parallel", "auto", "persistent"):
+        return []
+    return [{_wish(call) for call in stage.local} for stage in plan.stages if not stage.stop]
 
 
 def _place_one(call: Call, free: Bytes, need: Need) -> LoadParams:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llm_core.aggregation import template_references
 from llm_core.call_params import MAX_SEED, Constraint, LoadParams, SamplingParams
+from llm_core.cascade import DEFAULT_AT_LEAST, DEFAULT_THRESHOLD, StopRule
 from llm_core.constraints import constraint_of
 from llm_core.documents import near_name
 from llm_core.errors import PlanError
@@ -62,6 +63,8 @@ class AggregationPlan:
     pattern: str | None = None
     summarise: bool = False
     """Whether candidates that do not fit together are summarised for the synthesis."""
+    stop: StopRule | None = None
+    """Of a cascade, whose members are asked one after another."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,16 @@ class StagePlan:
     def may_miss(self) -> bool:
         """Whether a member's failure may be none of the stage."""
         return self.quorum < len(self.calls)
+
+    @property
+    def stop(self) -> StopRule | None:
+        """When no further member is asked; `None`: all are asked, at one time."""
+        return self.aggregation.stop if self.aggregation else None
+
+    @property
+    def surely_asked(self) -> tuple[Call, ...]:
+        """The members that are asked whatever others answer."""
+        return self.calls[: self.stop.at_least] if self.stop else self.calls
 
 
 @dataclass(frozen=True)
@@ -334,6 +347,7 @@ class _Planner:
             weights=tuple((call.member, self._weight(spec, call)) for call in calls) if spec.weights else (),
             pattern=spec.pattern,
             summarise=spec.on_overflow == "summarise",
+            stop=self._stop_rule(key, stage, spec, len(calls)) if spec.type == "cascade" else None,
         )
         field = "judge_model" if spec.type == "judge" else "synthesis_model"
         model = getattr(spec, field)
@@ -365,6 +379,17 @@ class _Planner:
                 raise PlanError(f"{key}.weights: stage '{stage.id}' has no member '{name}'{near_name(name, known)}")
 
     @staticmethod
+    def _stop_rule(key: str, stage: StageSpec, spec: AggregationSpec, n_calls: int) -> StopRule:
+        at_least = spec.at_least or DEFAULT_AT_LEAST
+        if n_calls < 2:
+            raise PlanError(f"{key}: cascade needs at least 2 members; several models, or samples: of one")
+        if at_least > n_calls:
+            raise PlanError(f"{key}.at_least: {at_least} of {n_calls} members cannot be")
+        # A quorum is of those who have answered, so that a cascade cannot end below it.
+        at_least = min(n_calls, max(at_least, stage.quorum or 0))
+        return StopRule(spec.threshold or DEFAULT_THRESHOLD, at_least, spec.pattern)
+
+    @staticmethod
     def _weight(spec: AggregationSpec, call: Call) -> float:
         return spec.weights.get(call.member, spec.weights.get(call.model, 1.0))
 
@@ -380,16 +405,31 @@ def _free_label(model: str, taken: set[str]) -> str:
 def _stage_lines(stage: StagePlan, is_final: bool) -> list[str]:
     inputs = ", ".join(("question", *stage.inputs))
     lines = [f"{stage.number}. {stage.id}   reads {inputs}   hands on {stage.output_mode}" + ("   ← answer" * is_final)]
-    lines += [_call_line("├─" if stage.aggregation else "└─", call.member, call) for call in stage.calls]
+    for position, call in enumerate(stage.calls):
+        branch = "├─" if stage.aggregation else "└─"
+        lines.append(_call_line(branch, f"{_turn(stage, position)}{call.member}", call))
     if stage.aggregation:
         synthesis = stage.aggregation.synthesis
         if synthesis:
             lines.append(_call_line("└─", f"{stage.aggregation.kind} by {synthesis.member}", synthesis))
         else:
-            lines.append(f"   └─ {stage.aggregation.kind}")
+            lines.append(f"   └─ {stage.aggregation.kind}{_stop_line(stage.stop)}")
     if stage.approve:
         lines.append("   ⏸ waits for a person to approve or edit it")
     return lines
+
+
+def _turn(stage: StagePlan, position: int) -> str:
+    """When a member of a cascade is asked."""
+    if position >= len(stage.surely_asked):
+        return "then, if they disagree, "
+    return "then " if stage.stop and position else ""
+
+
+def _stop_line(stop: StopRule | None) -> str:
+    if stop is None:
+        return ""
+    return f": asks on until {stop.at_least} or more have answered and agreement is {stop.threshold:g}"
 
 
 def _call_line(branch: str, label: str, call: Call) -> str:

@@ -37,6 +37,8 @@ class StageResidency:
     prefetched: tuple[LoadParams, ...]
     """The next stage's models that fit beside this one's."""
     peak: Bytes
+    perhaps: frozenset[LoadParams] = frozenset()
+    """Of members of a cascade that may not be asked."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,12 @@ def choose_victims(
 def decide(
     stage: StagePlan, mode: str, on_insufficient: str, placed: Mapping[Call, LoadParams], within: Bytes, need: Need
 ) -> bool:
-    """Whether the stage's members are resident side by side; a single model is.
+    """Whether the stage's members are resident side by side; a single model is, those of a cascade need not be.
 
     Raises:
         InsufficientMemory: what is needed, what there is, and what would help.
     """
+    mode = "sequential" if stage.stop else mode
     loads = list(dict.fromkeys(placed[call] for call in stage.local))
     names = {placed[call]: call.model for call in stage.local}
     needs = {load: by_device(need(load)) for load in loads}
@@ -226,6 +229,7 @@ def _stage_residency(
         evicted=tuple(load for event in events for load in event.evicted),
         prefetched=_prefetched(plan, position, placed, resident[-1], needs, within),
         peak=peak,
+        perhaps=frozenset(placed[c] for c in stage.local) - {placed[c] for c in stage.surely_asked if c.load},
     )
 
 
@@ -247,7 +251,7 @@ def _prefetched(
     if plan.execution_mode == "sequential" or position + 1 == len(plan.stages):
         return ()
     chosen: list[LoadParams] = []
-    for load in dict.fromkeys(placed[call] for call in plan.stages[position + 1].local):
+    for load in dict.fromkeys(placed[call] for call in plan.stages[position + 1].surely_asked if call.load):
         beside = [by_device(needs[other]) for other in {*resident, *chosen, load}]
         if load not in resident and fits(beside, within):
             chosen.append(load)

@@ -14,7 +14,19 @@ from llm_core.errors import AggregationError
 from llm_core.parameters import GenerationParams
 from llm_core.response_schema import read_grammar, read_schema
 
+ONLY_OF: Mapping[str, tuple[str, ...]] = {
+    "weights": ("weighted_vote",),
+    "pattern": (*VOTES, "cascade"),
+    "threshold": ("cascade",),
+    "at_least": ("cascade",),
+}
+"""Keys of an aggregation that mean something for some types alone."""
 OutputMode = Literal["answer_only", "input_plus_answer", "question_and_answer"]
+
+
+def aggregation_kind(written: Any) -> str:
+    """The name of an aggregation, however its case and dashes are written."""
+    return str(written).strip().lower().replace("-", "_")
 
 
 class MemberSpec(Document):
@@ -40,6 +52,8 @@ class AggregationSpec(Document):
         default_factory=dict, description="of votes, by model or member; 1 if left out"
     )
     pattern: str | None = Field(None, description="a regular expression; what it finds last is the vote")
+    threshold: float | None = Field(None, gt=0, le=1, description="of agreement, at which a cascade stops; unset: 0.6")
+    at_least: int | None = Field(None, ge=1, description="so many answers before a cascade stops; unset: 2")
     template: str | None = Field(None, description="jinja2, for custom_template")
     system_prompt: str | None = None
     instructions: str | None = None
@@ -48,7 +62,7 @@ class AggregationSpec(Document):
     @field_validator("type", mode="before")
     @classmethod
     def _known_type(cls, value: Any) -> str:
-        kind = str(value).strip().lower().replace("-", "_")
+        kind = aggregation_kind(value)
         if kind in KINDS:
             return kind
         try:
@@ -77,7 +91,7 @@ class AggregationSpec(Document):
             raise ValueError("aggregation 'judge' needs 'judge_model'")
         if self.type == "weighted_vote" and not self.weights:
             raise ValueError("aggregation 'weighted_vote' needs 'weights'")
-        for key, kinds in (("weights", ("weighted_vote",)), ("pattern", VOTES)):
+        for key, kinds in ONLY_OF.items():
             if getattr(self, key) and self.type not in kinds:
                 raise ValueError(f"'{key}' belongs to {' or '.join(kinds)}, not to '{self.type}'")
         if self.template:

@@ -7,6 +7,7 @@ from llm_core.merge import check_quorum, merged
 from llm_core.model_step import input_texts
 from llm_core.plan import Call, StagePlan
 from llm_core.session_records import StepRecord
+from tasks.cascade import NotAsked
 from tasks.generate import ask, is_last_try, once_a_run, stage_files, worth_a_retry
 from tasks.record import record
 from tasks.run import Run, progress
@@ -15,7 +16,11 @@ from tasks.watched import Watched
 
 @task(cache_key_fn=once_a_run, persist_result=True, retry_condition_fn=worth_a_retry)
 def aggregate(
-    run: Run, stage: StagePlan, question: str, members: list[StepRecord | Exception], inputs: dict[str, StepRecord]
+    run: Run,
+    stage: StagePlan,
+    question: str,
+    members: list[StepRecord | NotAsked | Exception],
+    inputs: dict[str, StepRecord],
 ) -> StepRecord:
     """Merge `members`' answers as the stage says; candidates and evidence are kept beside the answer.
 
@@ -23,10 +28,13 @@ def aggregate(
         members: in the order of the stage; the error of one that failed, where the stage has a quorum.
     """
     answered = [member for member in members if isinstance(member, StepRecord)]
-    failed = {c.member: str(m) for c, m in zip(stage.calls, members, strict=True) if not isinstance(m, StepRecord)}
-    notes = check_quorum(stage, failed)
+    failed = {c.member: str(m) for c, m in zip(stage.calls, members, strict=True) if isinstance(m, Exception)}
+    spared = [member.member for member in members if isinstance(member, NotAsked)]
+    notes = check_quorum(stage, len(answered), failed)
     for note in notes:
         progress.get().say(note)
+    if spared:
+        progress.get().say(f"{stage.id}: enough members agree; not asked: {', '.join(spared)}")
 
     def ask_watched(call: Call, step: str, message: str, constraint: Constraint | None) -> StepRecord:
         watched = Watched(run, stage, call, step)

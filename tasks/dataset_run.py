@@ -81,27 +81,36 @@ class Pass:
     Args:
         call: whose model answers; `None` where no model is asked.
         retries: of an item whose model process died.
+        items: those that the step is for; nothing is asked about the others.
     """
 
     def __init__(
-        self, run: DatasetRun, stage: StagePlan, step: str, call: Call | None, answer: Answer, retries: int
+        self,
+        run: DatasetRun,
+        stage: StagePlan,
+        step: str,
+        call: Call | None,
+        answer: Answer,
+        retries: int,
+        items: list[Item],
     ) -> None:
         self._run, self._stage, self._step, self._answer, self._retries = run, stage, step, answer, retries
         self._load = run.placed.get(call) if call else None
         self._n_askers = _askers(call, self._load)
         self._ended = threading.Event()
-        self._log = run.logs[step]
-        self._todo = [item for item in run.items if item.number not in self._log]
-        self._n_before = len(run.items) - len(self._todo)
+        self._log, self._items = run.logs[step], items
+        self._todo = [item for item in items if item.number not in self._log]
+        self._n_before = len(items) - len(self._todo)
         self._n_done, self._n_failed, self._n_tokens = self._n_before, 0, 0
 
     def work(self) -> StepSummary:
         """Go through the items; raises what is not the fault of a single item."""
         started = time.perf_counter()
         watcher = progress.get()
-        watcher.begin_items(self._step, len(self._run.items), self._n_before)
+        watcher.begin_items(self._step, len(self._items), self._n_before)
+        todo = {item.number for item in self._todo}
         for item in self._run.items:
-            if item.number in self._log:
+            if item.number not in todo:
                 self._run.results.settle(item)
         artifact = self._progress_artifact()
         shown = 0.0
@@ -112,7 +121,7 @@ class Pass:
             watcher.item(self._step, n_tokens, failed)
             if time.perf_counter() - shown > SHOW_EVERY_S:
                 shown = time.perf_counter()
-                update_progress_artifact(artifact, progress=100 * self._n_done / len(self._run.items))
+                update_progress_artifact(artifact, progress=100 * self._n_done / len(self._items))
         update_progress_artifact(artifact, progress=100.0)
         watcher.end_items(self._step)
         wall_s = time.perf_counter() - started
@@ -129,7 +138,7 @@ class Pass:
         """(completion tokens, failed) of each item as it ends."""
         again: list[Item] = []
         faults: list[tuple[Item, GgufFlowError]] = []
-        held = self._run.pool.hold(self._load) if self._load else nullcontext()
+        held = self._run.pool.hold(self._load) if self._load and self._todo else nullcontext()
         with held, closing(self._side_by_side()) as outcomes:
             for item, outcome in outcomes:
                 if isinstance(outcome, ModelCrashed):

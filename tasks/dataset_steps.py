@@ -33,7 +33,8 @@ def generate_items(run: DatasetRun, stage: StagePlan, call: Call, admission: Adm
             return None
         return member_answer(run, stage, call, item.question, admission, input_texts(read), is_last)
 
-    return Pass(run, stage, f"{stage.id}: {call.member}", call, answer, stage.retries).work()
+    items = [item for item in run.items if _is_needed(run, stage, call, item)]
+    return Pass(run, stage, f"{stage.id}: {call.member}", call, answer, stage.retries, items).work()
 
 
 @task(cache_policy=NO_CACHE)
@@ -49,13 +50,24 @@ def aggregate_items(run: DatasetRun, stage: StagePlan, members: Sequence[StepSum
         read = _read(run, stage, item)
         answers = [run.logs[step].get(item.number) for step in of_members]
         answered = [record for record in answers if record and record.error is None]
-        if read is None or len(answered) < stage.quorum:
-            return None
         failed = {c.member: a.error for c, a in zip(stage.calls, answers, strict=True) if a and a.error is not None}
+        if read is None or not answered or (failed and len(answered) < stage.quorum):
+            return None
         step = merged(stage, item.question, answered, input_texts(read), ask_on_the_way)
-        return step.model_copy(update={"degraded": (*step.degraded, *check_quorum(stage, failed))})
+        return step.model_copy(update={"degraded": (*step.degraded, *check_quorum(stage, len(answered), failed))})
 
-    return Pass(run, stage, name, stage.aggregation.synthesis, answer, stage.retries).work()
+    return Pass(run, stage, name, stage.aggregation.synthesis, answer, stage.retries, run.items).work()
+
+
+def _is_needed(run: DatasetRun, stage: StagePlan, call: Call, item: Item) -> bool:
+    """Whether a member is asked; of a cascade, one that comes after those who agree is not."""
+    if stage.stop is None:
+        return True
+    before = stage.calls[: stage.calls.index(call)]
+    records = [run.logs[f"{stage.id}: {each.member}"].get(item.number) for each in before]
+    if not stage.may_miss and any(record and record.error is not None for record in records):
+        return False  # the item has failed already
+    return not stage.stop.is_met([record.text for record in records if record and record.error is None])
 
 
 def _read(run: DatasetRun, stage: StagePlan, item: Item) -> dict[str, StepRecord] | None:

@@ -48,9 +48,10 @@ def preflight(run: Run, stage: StagePlan, inputs: dict[str, Any]) -> Admission:
     key, decision = artifact_key(plan.pipeline, stage.id, "memory"), _decision(run, stage, parallel)
     table = needs_table(placements, run.residency)
     create_table_artifact(key=key, table=table, description=decision)
-    if parallel and run.prefetches and not run.is_done(stage):
+    if (parallel or stage.stop) and run.prefetches and not run.is_done(stage):
         for placement in placements:
-            if not _is_known(run, stage, placement.call, threads, inputs):
+            perhaps = placement.call in stage.calls and placement.call not in stage.surely_asked
+            if not perhaps and not _is_known(run, stage, placement.call, threads, inputs):
                 run.pool.prefetch(placement.load, placement.call.model)
         for load in run.stage(stage.id).prefetched:
             if load in run.surely_asked:

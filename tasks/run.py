@@ -71,12 +71,14 @@ class Run:
     ) -> None:
         self.plan, self.residency, self.pool, self.remote = plan, residency, pool, remote
         self.estimates, self.session, self.answers, self.cores = estimates, session, answers, cores
-        self.surely_asked = {p.load for stage in residency.stages for p in stage.placements if not p.call.cache}
-        """Loads that somebody will ask, whatever `cache` knows."""
         placements = [placement for stage in residency.stages for placement in stage.placements]
         self.placed = {p.call: p.load for p in (*placements, *residency.spares)}
         self.spare_threads = {p.call: p.threads for p in residency.spares}
         """Of fallbacks, which no stage's preflight knows."""
+        surely = {call for stage in plan.stages for call in stage.surely_asked}
+        perhaps = {call for stage in plan.stages for call in stage.calls} - surely
+        self.surely_asked = {p.load for p in placements if not p.call.cache and p.call not in perhaps}
+        """Loads that somebody will ask, whatever `cache` knows and others answer."""
 
     def provider(self, call: Call) -> Provider:
         """Who answers `call`."""
@@ -88,8 +90,9 @@ class Run:
         return self.estimates.need(load)
 
     def is_done(self, stage: StagePlan) -> bool:
-        """Whether every member has answered already, before this flow run was retried."""
-        return all(f"{stage.number} {stage.id}: {call.member}" in self.session.record.files for call in stage.calls)
+        """Whether every member that is surely asked has answered already, before this flow run was retried."""
+        names = (f"{stage.number} {stage.id}: {call.member}" for call in stage.surely_asked)
+        return all(name in self.session.record.files for name in names)
 
     def stage(self, stage_id: str) -> StageResidency:
         return next(stage for stage in self.residency.stages if stage.stage == stage_id)

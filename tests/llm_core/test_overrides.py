@@ -92,3 +92,20 @@ def test_value_that_a_parameter_does_not_take_is_refused(assignment: str, proble
     with pytest.raises(ConfigError) as refusal:
         override(SPEC, [assignment])
     assert str(refusal.value) == f"--set {assignment}: stages[0].generation.{param}: {problem}"
+
+
+def test_other_aggregation_leaves_what_only_the_one_before_knows() -> None:
+    votes = {"type": "cascade", "pattern": r"\d+", "threshold": 0.9}
+    spec = PipelineSpec.model_validate({"stages": [{"id": "p", "models": ["m", "n"], "aggregation": votes}]})
+    changed = override(spec, ["p.aggregation=Majority-Vote"]).stages[0].aggregation
+    assert changed
+    assert (changed.type, changed.pattern, changed.threshold) == ("majority_vote", r"\d+", None)
+
+
+def test_how_far_a_cascade_goes_can_be_set() -> None:
+    spec = override(SPEC, ["v1.panel.aggregation=cascade", "v1.panel.threshold=0.9", "v1.panel.at_least=1"])
+    aggregation = spec.stages[1].aggregation
+    assert aggregation
+    assert (aggregation.threshold, aggregation.at_least) == (0.9, 1)
+    with pytest.raises(ConfigError, match="'threshold' belongs to cascade, not to 'concat'"):
+        override(SPEC, ["v1.panel.threshold=0.9"])

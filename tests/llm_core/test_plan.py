@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm_core.call_params import SamplingParams
+from llm_core.cascade import StopRule
 from llm_core.constraints import schema_constraint
 from llm_core.errors import ConfigError, PlanError
 from llm_core.pipeline import load_pipeline
@@ -364,6 +365,11 @@ def test_stage_that_asks_for_a_cache_of_drawn_answers_is_refused(project: Projec
             "{id: a, models: [m, m], aggregation: {type: weighted_vote, weights: {mm: 2}}}",
             "aggregation.weights: stage 'a' has no member 'mm'; did you mean 'm'?",
         ),
+        ("{id: a, models: [m], aggregation: cascade}", "cascade needs at least 2 members"),
+        (
+            "{id: a, models: [m, m], aggregation: {type: cascade, at_least: 3}}",
+            "aggregation.at_least: 3 of 2 members cannot be",
+        ),
         ("{id: a, models: [m, m], aggregation: judge, judge_model: x}", "aggregation.judge_model: unknown model 'x'"),
     ],
 )
@@ -374,6 +380,36 @@ def test_aggregation_fits_its_members(project: Project, stage: str, message: str
     with pytest.raises(PlanError) as refused:
         plan(project, ONE_MODEL, stage)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "stage", "rule"),
+    [
+        ("cascade", "", StopRule(0.6, 2)),
+        ("{type: cascade, threshold: 1, at_least: 3, pattern: x}", "", StopRule(1, 3, "x")),
+        ("cascade", "quorum: 1", StopRule(0.6, 2)),
+        ("cascade", "quorum: 3", StopRule(0.6, 3)),  # so many must answer
+    ],
+)
+def test_cascade_stops_by_its_own_rule_and_not_below_the_quorum(
+    project: Project, aggregation: str, stage: str, rule: StopRule
+) -> None:
+    (planned,) = plan(
+        project, ONE_MODEL, f"{{id: a, model: m, samples: 4, aggregation: {aggregation}, {stage}}}"
+    ).stages
+    assert planned.stop == rule
+    assert [call.member for call in planned.surely_asked] == ["m", "m_2", "m_3"][: rule.at_least]
+
+
+def test_printed_cascade_says_who_is_asked_when(project: Project) -> None:
+    text = str(plan(project, TWO_MODELS, "{id: a, models: [m, n, m], aggregation: {type: cascade, threshold: 0.75}}"))
+    labels = [line.split(" (")[0].strip() for line in text.splitlines()[3:]]
+    assert labels == [
+        "├─ m",
+        "├─ then n",
+        "├─ then, if they disagree, m_2",
+        "└─ cascade: asks on until 2 or more have answered and agreement is 0.75",
+    ]
 
 
 @pytest.mark.parametrize(

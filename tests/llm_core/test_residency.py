@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llm_core.call_params import LoadParams, SamplingParams
+from llm_core.cascade import StopRule
 from llm_core.errors import InsufficientMemory
 from llm_core.machine import Gpu, Limits, Machine, budget
 from llm_core.memory import DeviceNeed, ModelNeed
@@ -241,6 +242,52 @@ def test_budget_keeps_to_percentages_and_reserves(limits: Limits, expected: dict
     gpus = (Gpu(0, "first", 20 * GIB, 6 * GIB), Gpu(1, "second", 10 * GIB, 10 * GIB))
     machine = Machine(cores=8, ram_total=32 * GIB, ram_available=20 * GIB, gpus=gpus)
     assert budget(machine, limits) == {name: size * GIB for name, size in expected.items()}
+
+
+def cascade_of(*stages: str, mode: str = "auto") -> Plan:
+    """A plan whose first stage asks its members one after another, two at least."""
+    made = plan(*stages, mode=mode)
+    asked = replace(made.stages[0], aggregation=AggregationPlan("cascade", stop=StopRule(0.6, 2)))
+    return replace(made, stages=(asked, *made.stages[1:]))
+
+
+@pytest.mark.parametrize("mode", ["auto", "parallel", "persistent"])
+def test_members_of_a_cascade_need_no_room_beside_each_other(mode: str) -> None:
+    (stage,) = plan_residency(cascade_of("a b c", mode=mode), on_ram(4), need, cores=2).stages
+    assert not stage.parallel
+    assert stage.peak["RAM"] == 4 * GIB
+    assert [placement.threads for placement in stage.placements] == [2, 2, 2], "one decodes, with all cores"
+    assert [load.path for load in stage.perhaps] == ["c"]
+
+
+def test_members_of_a_cascade_have_the_gpu_to_themselves() -> None:
+    within = {"RAM": 32 * GIB, "GPU 0": 4 * GIB}
+    assert [load.n_gpu_layers for load in place(cascade_of("a b c"), within, need).values()] == [LAYERS] * 3
+
+
+def test_samples_of_a_cascade_are_drawn_one_by_one_but_for_many_questions_together() -> None:
+    sequences = [next(iter(place(cascade_of("a a a"), on_ram(99), need, n).values())).sequences for n in (1, 16)]
+    assert sequences == [1, 16]
+
+
+def test_next_stages_cascade_has_only_those_prefetched_that_are_surely_asked() -> None:
+    made = cascade_of("a b c")
+    both = replace(made, stages=(*plan("small").stages, replace(made.stages[0], id="s2", number=2)))
+    first, _ = plan_residency(both, on_ram(99), need, cores=2).stages
+    assert [load.path for load in first.prefetched] == ["a", "b"]
+
+
+def test_memory_plan_of_a_cascade_says_what_may_not_be_loaded() -> None:
+    text = memory_plan(plan_residency(cascade_of("a b c"), on_ram(99), need, cores=2))
+    assert text.splitlines()[2:] == [
+        "1. s1   one after another, peak RAM 12.0 GiB",
+        "   loads a (a): 4.0 GiB RAM",
+        "   loads b (b): 4.0 GiB RAM",
+        "   loads c (c): 4.0 GiB RAM, if it is asked",
+        "   threads: a 2, b 2, c 2",
+        "",
+        "at most 3 model loads in all",
+    ]
 
 
 def test_memory_plan_reads_as_a_story() -> None:

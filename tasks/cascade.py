@@ -1,0 +1,41 @@
+"""A member of a cascade: its model answers only while those before it do not agree."""
+
+from dataclasses import dataclass
+
+from prefect import task
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from llm_core.plan import Call, StagePlan
+from llm_core.session_records import StepRecord
+from tasks.generate import generate, once_a_run, worth_a_retry
+from tasks.preflight import Admission
+from tasks.run import Run
+
+
+@dataclass(frozen=True)
+class NotAsked:
+    """Stands for the answer of a member that was not needed; there is no step of it."""
+
+    member: str
+
+
+@task(cache_key_fn=once_a_run, persist_result=True, retry_condition_fn=worth_a_retry)
+def generate_if_needed(
+    run: Run,
+    stage: StagePlan,
+    call: Call,
+    question: str,
+    admission: Admission,
+    inputs: dict[str, StepRecord],
+    before: list[StepRecord | NotAsked | Exception],
+) -> StepRecord | State[NotAsked]:
+    """As `generate`, or a completed state named NotAsked.
+
+    Args:
+        before: what came of the members before this one; the error of one that failed, where the stage has a quorum.
+    """
+    assert stage.stop
+    if stage.stop.is_met([answer.text for answer in before if isinstance(answer, StepRecord)]):
+        return Completed(name="NotAsked", message="the members before it agree", data=NotAsked(call.member))
+    return generate.fn(run, stage, call, question, admission, inputs)
