@@ -13,8 +13,9 @@ from llm_core.constraints import grammar_constraint
 from llm_core.custom_aggregation import merge_by
 from llm_core.errors import AggregationError, ContextOverflow
 from llm_core.field_vote import Ballot, field_vote
+from llm_core.mixture import ALL_ANSWERS, all_answers
+from llm_core.model_step import handed_on, written_texts
 from llm_core.plan import AggregationPlan, Call, StagePlan
-from llm_core.prompts import stage_output
 from llm_core.ranking import (
     ballot,
     borda,
@@ -75,7 +76,7 @@ def merged(
             "kind": "aggregation",
             "position": len(stage.calls),
             "member": None,
-            "output": stage_output(stage.output_mode, question, texts, step.text),
+            "output": handed_on(stage, question, texts, step.text),
             "aggregation": {"kind": stage.aggregation.kind, **evidence, "candidates": answers},
         }
     )
@@ -86,7 +87,8 @@ class _Merging:
         self, stage: StagePlan, question: str, members: Sequence[StepRecord], texts: Mapping[str, str], ask: Ask
     ) -> None:
         assert stage.aggregation
-        self.stage, self.plan, self.question, self.texts = stage, stage.aggregation, question, texts
+        self.stage, self.plan, self.question = stage, stage.aggregation, question
+        self.texts = written_texts(stage, texts)
         self.answers = {step.member or "": step.text for step in members}
         self.tokens = {m.member: {"prompt": m.prompt_tokens, "completion": m.completion_tokens} for m in members}
         self.ballots = {step.member or "": Ballot(step.text, step.logprobs) for step in members}
@@ -124,6 +126,8 @@ class _Merging:
             return Merged(self._rendered())
         if plan.kind == "concat":
             return Merged(concat(self.answers))
+        if plan.kind == ALL_ANSWERS:
+            return Merged(all_answers(self.answers))
         return merge_by(plan.kind, self.question, self.answers)
 
     def _ranking(self, ranker: Call) -> tuple[str, ...]:

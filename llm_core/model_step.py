@@ -91,8 +91,18 @@ def reused_record(stage: StagePlan, call: Call, step: str, session_id: str, foun
 
 def as_member(stage: StagePlan, call: Call, question: str, texts: Mapping[str, str], answer: StepRecord) -> StepRecord:
     """`answer` at its member's place in the stage, with what a stage of one member hands on."""
-    output = None if stage.aggregation else stage_output(stage.output_mode, question, texts, answer.text)
+    output = None if stage.aggregation else handed_on(stage, question, texts, answer.text)
     return answer.model_copy(update={"output": output, "position": stage.calls.index(call)})
+
+
+def handed_on(stage: StagePlan, question: str, texts: Mapping[str, str], answer: str) -> str:
+    """What later stages read of a stage with this answer, which is nothing of its earlier layers."""
+    return stage_output(stage.output_mode, question, written_texts(stage, texts), answer)
+
+
+def written_texts(stage: StagePlan, texts: Mapping[str, str]) -> dict[str, str]:
+    """Of the texts that a stage reads, those of the stages that it names."""
+    return {source: text for source, text in texts.items() if source != stage.layer_before}
 
 
 def input_texts(inputs: Mapping[str, StepRecord]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llm_core.documents import Document, load_document, near_name, validate
 from llm_core.errors import ConfigError
+from llm_core.mixture import layer_id
 from llm_core.schedule import ScheduleSpec
 from llm_core.stage_spec import StageSpec
 
@@ -49,9 +50,12 @@ class PipelineSpec(Document):
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:
         ids = [stage.id for stage in self.stages]
+        layers = {layer_id(s.id, layer): s.id for s in self.stages for layer in range(1, s.layers)}
         for number, stage in enumerate(self.stages):
             if stage.id == QUESTION:
                 raise ValueError(f"stages[{number}].id: '{QUESTION}' is taken by the question itself")
+            if stage.id in layers:
+                raise ValueError(f"stages[{number}].id: '{stage.id}' is taken by a layer of '{layers[stage.id]}'")
             if stage.id in ids[:number]:
                 raise ValueError(f"stages[{number}].id: two stages have the id '{stage.id}'")
             for source in stage.input_from or ():

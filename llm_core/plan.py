@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 from llm_core.aggregation import template_references
@@ -11,6 +12,7 @@ from llm_core.cascade import DEFAULT_AT_LEAST, DEFAULT_THRESHOLD, StopRule
 from llm_core.constraints import constraint_of
 from llm_core.documents import near_name
 from llm_core.errors import PlanError
+from llm_core.mixture import ALL_ANSWERS, layer_id, layer_instructions
 from llm_core.parameters import GenerationParams
 from llm_core.pipeline import BASE, PipelineSpec
 from llm_core.providers.registry import RemoteModel, capabilities_of
@@ -81,6 +83,10 @@ class StagePlan:
     """Whether the run waits for a person after this stage."""
     quorum: int = 1
     """So many members must answer for the stage to go on."""
+    layer_of: str | None = None
+    """The stage that this is an earlier layer of."""
+    layer_before: str | None = None
+    """Of the inputs, the layer whose answers the members see; the stage hands nothing of it on."""
 
     @property
     def asked(self) -> tuple[Call, ...]:
@@ -160,11 +166,13 @@ class _Planner:
     def plan(self) -> Plan:
         order = self._sorted_ids()
         self._check_required_models()
-        stages = tuple(self._stage(number, stage_id) for number, stage_id in enumerate(order, 1))
+        stages: list[StagePlan] = []
+        for stage_id in order:
+            stages += self._layers(len(stages) + 1, stage_id)
         read = {source for stage in stages for source in stage.inputs}
         final = [stage.id for stage in self.spec.stages if stage.id not in read][-1]
         spec = self.spec
-        return Plan(spec.name, spec.execution_mode, stages, spec.on_insufficient_memory, final)
+        return Plan(spec.name, spec.execution_mode, tuple(stages), spec.on_insufficient_memory, final)
 
     def _sorted_ids(self) -> list[str]:
         """Written order wherever the inputs allow it."""
@@ -191,6 +199,18 @@ class _Planner:
         for name, model in self.registry.missing.items():
             if model.entry.required_for_base:
                 raise PlanError(f"{self.where}: model '{name}' is required_for_base: {model.path}: {model.reason}")
+
+    def _layers(self, number: int, stage_id: str) -> list[StagePlan]:
+        """The stage, after the layers that come before its own: of these, only the answers count."""
+        stage = next(stage for stage in self.spec.stages if stage.id == stage_id)
+        last = self._stage(number + stage.layers - 1, stage_id)
+        early = replace(
+            last, aggregation=AggregationPlan(ALL_ANSWERS), output_mode="answer_only", approve=False, layer_of=stage_id
+        )
+        ids = [layer_id(stage_id, layer) for layer in range(1, stage.layers)]
+        layers = [*(replace(early, id=id, number=n) for n, id in enumerate(ids, number)), last]
+        pairs = pairwise(layers)
+        return [layers[0], *(_seeing(before.id, layer, stage.layer_instructions) for before, layer in pairs)]
 
     def _stage(self, number: int, stage_id: str) -> StagePlan:
         index, stage = next((i, s) for i, s in enumerate(self.spec.stages) if s.id == stage_id)
@@ -394,6 +414,17 @@ class _Planner:
         return spec.weights.get(call.member, spec.weights.get(call.model, 1.0))
 
 
+def _seeing(layer_before: str, stage: StagePlan, instructions: str | None) -> StagePlan:
+    """`stage` with members that see all answers of another layer."""
+
+    def seeing(call: Call) -> Call:
+        told = layer_instructions(call.instructions, instructions)
+        return replace(call, instructions=told, fallback=tuple(map(seeing, call.fallback)))
+
+    calls = tuple(map(seeing, stage.calls))
+    return replace(stage, inputs=(*stage.inputs, layer_before), calls=calls, layer_before=layer_before)
+
+
 def _free_label(model: str, taken: set[str]) -> str:
     label, number = model, 1
     while label in taken:
@@ -413,7 +444,8 @@ def _stage_lines(stage: StagePlan, is_final: bool) -> list[str]:
         if synthesis:
             lines.append(_call_line("└─", f"{stage.aggregation.kind} by {synthesis.member}", synthesis))
         else:
-            lines.append(f"   └─ {stage.aggregation.kind}{_stop_line(stage.stop)}")
+            to_next = ", for the next layer" if stage.layer_of else ""
+            lines.append(f"   └─ {stage.aggregation.kind}{to_next}{_stop_line(stage.stop)}")
     if stage.approve:
         lines.append("   ⏸ waits for a person to approve or edit it")
     return lines

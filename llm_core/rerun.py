@@ -66,13 +66,13 @@ def plan_rerun(
     if parent.dataset:
         raise InputError(f"{parent.id} went through a dataset; run `gguf-flow batch` again")
     snapshot = load_snapshot(sessions, parent.id)
-    ids = [stage.id for stage in snapshot.spec.stages]
-    for stage_id in (from_stage, *changes.stages):
+    before = make_plan(snapshot.spec, snapshot.registry, source=snapshot.path)
+    written = [stage.id for stage in snapshot.spec.stages]
+    for stage_id, ids in ((from_stage, [stage.id for stage in before.stages]), *((s, written) for s in changes.stages)):
         if stage_id not in ids:
             raise InputError(f"{parent.id} has no stage '{stage_id}'{near_name(stage_id, ids)}")
     spec = _changed(snapshot.spec, changes)
     registry = _with_replacements(snapshot, changes, today)
-    before = make_plan(snapshot.spec, snapshot.registry, source=snapshot.path)
     after = make_plan(spec, registry, source=snapshot.path)
     again = downstream(after, from_stage)
     for old, new in zip(before.stages, after.stages, strict=True):
@@ -86,8 +86,8 @@ def plan_rerun(
 
 
 def downstream(plan: Plan, from_stage: str) -> frozenset[str]:
-    """`from_stage` and every stage that reads it, straight or through others."""
-    reached = {from_stage}
+    """`from_stage` with its layers, and every stage that reads it, straight or through others."""
+    reached = {stage.id for stage in plan.stages if from_stage in (stage.id, stage.layer_of)}
     for stage in plan.stages:  # in an order in which each follows its inputs
         if reached & set(stage.inputs):
             reached.add(stage.id)
@@ -129,6 +129,8 @@ def _carried(
     kept = {step.id for step in steps if step.stage not in again}
     if _differs_in_aggregation_only(_stage(before, from_stage), _stage(after, from_stage)):
         kept |= {step.id for step in steps if step.stage == from_stage and step.kind == "answer"}
+        layers = {stage.id for stage in after.stages if stage.layer_of == from_stage}
+        kept |= {step.id for step in steps if step.stage in layers}
     return {step_id: file for step_id, file in parent.files.items() if step_id in kept}
 
 

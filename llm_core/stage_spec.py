@@ -119,6 +119,10 @@ class StageSpec(Document):
     quorum: int | None = Field(None, ge=1, description="so many members must answer; left out: all")
     member_timeout_s: float | None = Field(None, gt=0, description="a member that takes longer has no answer")
     fallback: tuple[str, ...] = Field((), description="models that are asked, in turn, where one gives no answer")
+    layers: int = Field(1, ge=1, le=10, description="rounds, in each of which all see the answers of the one before")
+    layer_instructions: str | None = Field(
+        None, description="what to do with those answers, after a member's own instructions"
+    )
     cache: bool | None = Field(None, description="answer an identical call from an earlier session")
     response_schema: dict[str, Any] | bool | None = Field(None, description="JSON schema that every answer satisfies")
     grammar: str | None = Field(None, description="Lark or GBNF that every answer matches")
@@ -155,6 +159,14 @@ class StageSpec(Document):
         for key in ("think", "on_truncation"):
             if getattr(self, key) and not constraints:
                 raise ValueError(f"'{key}' needs 'response_schema' or 'grammar' beside it")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_of_several(self) -> Self:
+        if self.layers > 1 and self.type == "single":
+            raise ValueError("'layers' needs several answers: 'models', or 'samples' of one model")
+        if self.layer_instructions is not None and self.layers == 1:
+            raise ValueError("'layer_instructions' needs 'layers: 2' or more beside it")
         return self
 
     @model_validator(mode="before")

@@ -4,9 +4,8 @@ from datetime import UTC, datetime
 
 from prefect import task
 
-from llm_core.model_step import input_texts
+from llm_core.model_step import handed_on, input_texts
 from llm_core.plan import StagePlan
-from llm_core.prompts import stage_output
 from llm_core.session import approval_file
 from llm_core.session_records import StepRecord
 from tasks.generate import once_a_run
@@ -28,7 +27,7 @@ def approve(
         kind="approval",
         text=text,
         parsed=answer.parsed if text == answer.text else None,
-        output=stage_output(stage.output_mode, question, input_texts(inputs), text),
+        output=handed_on(stage, question, input_texts(inputs), text),
         started=now,
         ended=now,
         edited=text != answer.text,

@@ -16,7 +16,7 @@ from flows.pipeline import compile_flow
 from flows.replay_command import replay_session
 from flows.rerun import StageChange, rerun
 from flows.result import PipelineFailed, PipelineResult
-from llm_core.errors import ModelCrashed
+from llm_core.errors import InsufficientMemory, ModelCrashed
 from llm_core.pipeline import load_pipeline
 from llm_core.pool import ModelPool
 from llm_core.session_files import load_session
@@ -238,6 +238,30 @@ async def test_items_of_a_dataset_go_on_only_as_far_as_they_need(project: Projec
     assert found[1]["steps"]["panel"]["evidence"]["asked"] == ["a", "short", "same"]
     (note,) = found[1]["degraded"]
     assert note.startswith("panel: 2 of 3 members answered, and its quorum is 2: short: ")
+
+
+async def test_resumed_dataset_asks_nobody_again(
+    project: Project, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline(project, "models: [a, short, same, other], quorum: 2, aggregation: cascade")
+    path = project.path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"question": question}) + "\n" for question in (QUESTION, LONG)))
+    generate = ModelPool.generate
+
+    def without_same(self: ModelPool, load: Any, model: str, *rest: Any) -> Any:
+        if model == "same":
+            raise InsufficientMemory("no room for same")
+        return generate(self, load, model, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelPool, "generate", without_same)
+        with pytest.raises(PipelineFailed, match="step 'panel: same' failed: no room for same"):
+            await batch(path)
+    assert asked == ["a", "a", "short", "short"]
+    asked.clear()
+    result = await batch(path, resume=True)
+    assert asked == ["same"]
+    assert (result.n_items, result.n_failed) == (2, 0)
 
 
 async def test_item_whose_member_fails_without_a_quorum_is_failed_and_goes_no_further(

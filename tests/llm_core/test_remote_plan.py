@@ -120,3 +120,10 @@ def test_file_that_is_no_longer_there_is_not_looked_for(project: Project, tmp_pa
     """A project of remote models alone has an empty models folder."""
     (project.path / "models" / "m.gguf").unlink()
     assert plan(project, "{id: a, model: gpt}").final == "a"
+
+
+def test_fallback_in_a_later_layer_is_told_the_same(project: Project) -> None:
+    planned = plan(project, "{id: a, models: [gpt, m], layers: 2, fallback: claude, layer_instructions: Weigh them.}")
+    first, last = planned.stages
+    assert [call.fallback[0].instructions for call in first.calls] == [None, None]
+    assert [call.fallback[0].instructions for call in last.calls] == ["Weigh them.", "Weigh them."]
