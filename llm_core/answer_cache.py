@@ -130,6 +130,7 @@ def _asked(request: GenerateRequest) -> dict[str, Any]:
         "messages": request.messages,
         "strip_reasoning": request.strip_reasoning,
         "constraint": asdict(request.constraint) if request.constraint else None,
+        **({"images": [image.sha256 for image in request.images]} if request.images else {}),
     }
 
 

@@ -16,10 +16,19 @@ def write_whole(path: Path, text: str) -> None:
 
 def replace_whole(path: Path, pieces: Iterable[str]) -> None:
     """As `write_whole`, for what is made piece by piece."""
+    _replace(path, (piece.encode() for piece in pieces))
+
+
+def write_bytes_whole(path: Path, data: bytes) -> None:
+    """As `write_whole`, for what is no text."""
+    _replace(path, (data,))
+
+
+def _replace(path: Path, pieces: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "wb") as file:
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())

@@ -1,9 +1,10 @@
 """A question to a loaded model, and what came of it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from llm_core.call_params import Constraint, SamplingParams
+from llm_core.images import Image, pack_image, unpack_image
 
 
 @dataclass(frozen=True)
@@ -20,24 +21,25 @@ class GenerateRequest:
     constraint: Constraint | None = None
     chosen: tuple[str, ...] = ()
     """Of `sampling`, what a remote model is told; the rest is left to its provider."""
+    images: tuple[Image, ...] = ()
+    """Of the last message of the user, before its text."""
+
+
+def pack_request(request: GenerateRequest) -> dict[str, Any]:
+    """For a journey as JSON."""
+    return {**asdict(replace(request, images=())), "images": [pack_image(image) for image in request.images]}
 
 
 def unpack_request(data: dict[str, Any]) -> GenerateRequest:
-    """The request that `asdict` took apart, after a journey as JSON, which knows no tuples."""
+    """The request that `pack_request` took apart, after a journey as JSON, which knows no tuples."""
     sampling = dict(data["sampling"])
     sampling["stop"] = tuple(sampling["stop"])
     sampling["logit_bias"] = tuple((text, bias) for text, bias in sampling["logit_bias"])
     messages = tuple((role, content) for role, content in data["messages"])
     constraint = Constraint(**data["constraint"]) if data.get("constraint") else None
-    return GenerateRequest(
-        **{
-            **data,
-            "messages": messages,
-            "sampling": SamplingParams(**sampling),
-            "constraint": constraint,
-            "chosen": tuple(data["chosen"]),
-        }
-    )
+    images = tuple(unpack_image(image) for image in data["images"])
+    parts = {"messages": messages, "sampling": SamplingParams(**sampling), "constraint": constraint, "images": images}
+    return GenerateRequest(**{**data, **parts, "chosen": tuple(data["chosen"])})
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 from llm_core import errors
 from llm_core.call_params import LoadParams
 from llm_core.errors import GgufFlowError
-from llm_core.generation import GenerateRequest, unpack_request
+from llm_core.generation import GenerateRequest, pack_request, unpack_request
 
 
 def pack_call(load: LoadParams, model: str, request: GenerateRequest) -> dict[str, Any]:
-    return {"load": asdict(load), "model": model, "request": asdict(request)}
+    return {"load": asdict(load), "model": model, "request": pack_request(request)}
 
 
 def unpack_call(data: dict[str, Any]) -> tuple[LoadParams, str, GenerateRequest]:

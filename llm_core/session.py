@@ -2,13 +2,16 @@
 
 import json
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from llm_core.atomic_write import remove_leftovers, write_whole
 from llm_core.errors import SessionError
+from llm_core.images import Image
 from llm_core.session_files import load_session, session_number
+from llm_core.session_images import FOLDER, Images, keep_images, refs
 from llm_core.session_records import Branch, DatasetRef, SessionRecord, Status, StepRecord
 
 
@@ -30,6 +33,7 @@ class Session:
         flow_run_id: str | None = None,
         branch: Branch | None = None,
         dataset: DatasetRef | None = None,
+        images: Images | None = None,
     ) -> "Session":
         """Take the next free number in `folder` (an exclusive mkdir, so two runs never share one).
 
@@ -51,6 +55,7 @@ class Session:
                 pipeline=pipeline,
                 question=question,
                 execution_mode=execution_mode,
+                images={name: refs(seen) for name, seen in (images or {}).items()},
                 dataset=dataset,
                 flow_run_id=flow_run_id,
                 created=datetime.now(UTC),
@@ -60,6 +65,8 @@ class Session:
             if branch:
                 for name in branch.carried.values():
                     write_whole(path / name, (branch.folder / name).read_text(encoding="utf-8"))
+            for seen in (images or {}).values():
+                keep_images(path, seen)
             session._save()
         except OSError as error:
             raise _unwritable(folder, error) from None
@@ -78,6 +85,7 @@ class Session:
                 if path.is_symlink():
                     raise SessionError(f"{path} is a link; nothing is written through it")
             remove_leftovers(session.path)
+            remove_leftovers(session.path / FOLDER)
         except OSError as error:
             raise _unwritable(folder, error) from None
         session._update(status="running", ended=None, error=None, flow_run_id=flow_run_id)
@@ -95,6 +103,13 @@ class Session:
         reused = (*self.record.reused, step.id) if step.reused_from else self.record.reused
         files = {**self.record.files, step.id: file_name}
         self._update(files=files, degraded=tuple(degraded), reused=tuple(dict.fromkeys(reused)))
+
+    def keep(self, images: Iterable[Image]) -> None:
+        """Save images that an item of a dataset is asked with."""
+        try:
+            keep_images(self.path, images)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
 
     def complete(self, answer: str, tokens_per_s: float | None = None) -> None:
         self._write("final.txt", answer)

@@ -8,6 +8,7 @@ from pathlib import Path
 from llm_core.atomic_write import write_whole
 from llm_core.errors import InputError
 from llm_core.session_files import load_final, load_session, load_steps
+from llm_core.session_images import kept_files
 from llm_core.session_report import session_markdown
 
 SUFFIXES = (".md", ".zip")
@@ -44,6 +45,8 @@ def _write_zip(target: Path, session: Path, report: str) -> None:
             for path in sorted(session.iterdir()):
                 if path.is_file() and not path.is_symlink() and not path.name.startswith("."):
                     archive.write(path, f"{session.name}/{path.name}")
+            for path in kept_files(session):
+                archive.write(path, f"{session.name}/{path.relative_to(session)}", zipfile.ZIP_STORED)
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from llm_core.session_images import ImageRef
+
 FORMAT = 1
 TokenIds = Annotated[
     tuple[int, ...],
@@ -76,6 +78,8 @@ class StepRecord(Versioned):
     build: str | None = None
     """Of llama.cpp."""
     prompt: str | None = None
+    images: tuple[ImageRef, ...] = ()
+    """That the model saw, in order."""
     parameters: dict[str, Any] = {}
     seed: int | None = None
     prompt_tokens: int | None = None
@@ -148,6 +152,8 @@ class SessionRecord(Versioned):
     pipeline: str
     question: str
     execution_mode: str
+    images: dict[str, tuple[ImageRef, ...]] = Field(default_factory=dict)
+    """By what a stage's `images` says; the bytes lie in the folder `images`."""
     dataset: DatasetRef | None = None
     flow_run_id: str | None = None
     created: datetime

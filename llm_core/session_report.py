@@ -41,7 +41,15 @@ def step_markdown(step: StepRecord) -> str:
     counted = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "finish_reason", "seed")
     counts = {name: getattr(step, name) for name in counted}
     counts["truncated"] = step.truncated or None
-    facts = {"model": step.model, "answered_by": step.answered_by, **counts, **timings, **step.parameters}
+    seen = ", ".join(f"{image.source} ({image.file_name})" for image in step.images) or None
+    facts = {
+        "model": step.model,
+        "answered_by": step.answered_by,
+        "images": seen,
+        **counts,
+        **timings,
+        **step.parameters,
+    }
     parts += ["### Figures", _facts(facts)]
     if step.prompt:
         fence = "`" * max(4, 1 + max(map(len, re.findall("`+", step.prompt)), default=0))

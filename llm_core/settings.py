@@ -1,11 +1,13 @@
 """Where things are: folders from the environment, `.env`, or the current folder."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from llm_core.image_sources import ImageSources
 from llm_core.machine import Limits
 
 
@@ -42,6 +44,20 @@ class Settings(BaseSettings):
     """Most answers of one model that a dataset run decodes at once, where memory allows."""
     idle_ttl_s: float | None = Field(600, gt=0)
     """How long a model of a persistent pipeline stays loaded without being asked."""
+    image_folders: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Beside the project's own, folders that images may be read from; written like `PATH`, with colons."""
+    image_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts that images may be fetched from, with commas between them."""
+
+    @field_validator("image_folders", mode="before")
+    @classmethod
+    def _like_path(cls, value: Any) -> Any:
+        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+
+    @field_validator("image_hosts", mode="before")
+    @classmethod
+    def _by_commas(cls, value: Any) -> Any:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
     @property
     def limits(self) -> Limits:
@@ -53,6 +69,11 @@ class Settings(BaseSettings):
             self.max_ram_usage_percent,
             self.ram_reserve_mb * 2**20,
         )
+
+    @property
+    def image_sources(self) -> ImageSources:
+        """Where images may come from."""
+        return ImageSources(self.root, self.image_folders, self.image_hosts)
 
     @property
     def root(self) -> Path:

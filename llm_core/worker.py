@@ -19,7 +19,7 @@ from llm_core import errors
 from llm_core.call_params import LoadParams
 from llm_core.child_process import child_environment
 from llm_core.errors import GenerationTimeout, ModelCrashed, ModelOutOfMemory
-from llm_core.generation import GenerateRequest, GenerateResult, unpack_result
+from llm_core.generation import GenerateRequest, GenerateResult, pack_request, unpack_result
 from llm_core.machine import oom_kills
 from llm_core.out_of_memory import is_out_of_memory
 
@@ -92,7 +92,7 @@ class ModelWorker:
         with self._lock:
             self._inboxes[id] = queue.SimpleQueue()
         try:
-            self._send(generate=id, request=dataclasses.asdict(request))
+            self._send(generate=id, request=pack_request(request))
             timeout_s = request.sampling.timeout_s
             limit_s = None  # while it waits for its turn
             while True:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from llm_core.call_params import Constraint, SamplingParams
 from llm_core.constraints import grammar_constraint, schema_constraint
 from llm_core.engine import Engine, Failed, Finished, Token
 from llm_core.errors import ConstraintError
-from llm_core.generation import GenerateRequest, GenerateResult, unpack_request
+from llm_core.generation import GenerateRequest, GenerateResult, pack_request, unpack_request
 from llm_core.structured import parsed_answer
 from tests.llm_core.test_engine import make_engine, work_off
 
@@ -245,7 +245,7 @@ def test_process_of_a_model_starts_without_what_only_constraints_need() -> None:
 
 def test_constraint_comes_through_json_to_the_child() -> None:
     request = GenerateRequest((("user", "Hi"),), SamplingParams(), constraint=schema_constraint(CITY, think=True))
-    assert unpack_request(json.loads(json.dumps(asdict(request)))) == request
+    assert unpack_request(json.loads(json.dumps(pack_request(request)))) == request
 
 
 def test_log_probabilities_are_those_among_the_allowed_tokens(engine: Engine, smollm: Path) -> None:

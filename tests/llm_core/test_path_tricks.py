@@ -1,14 +1,16 @@
-"""Names that would lead out of the sessions folder: refused, or made harmless; nothing outside is read or changed."""
+"""Names that would lead out of their folder: refused, or made harmless; nothing outside is read or changed."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_core.errors import ConfigError, ModelFileError, SessionError
+from llm_core.errors import ConfigError, InputError, ModelFileError, SessionError
 from llm_core.gguf_file import read_gguf
+from llm_core.image_sources import ImageSources
 from llm_core.parameters import ModelParams
 from llm_core.registry import ModelEntry, ModelRegistry, model_path
 from llm_core.rerun import Changes, plan_rerun
@@ -17,6 +19,7 @@ from llm_core.session_files import list_sessions, load_session, load_step, load_
 from llm_core.session_history import delete_session
 from llm_core.session_records import SessionRecord
 from llm_core.snapshot import load_snapshot
+from tests.llm_core.pictures import png
 from tests.llm_core.test_session import create, ids, step
 
 IDS = [
@@ -183,3 +186,76 @@ def test_snapshot_that_names_a_model_file_with_a_nul_says_that_the_model_is_gone
     path = sessions / "session_001" / "config_snapshot.json"
     path.write_text(json.dumps({"pipeline": pipeline, "models": {"m": model}}))
     assert load_snapshot(sessions, "session_001").gone == {"m": "'/a\\x00.gguf': embedded null byte"}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> ImageSources:
+    """A project with links to a real image outside of it."""
+    root = tmp_path / "project"
+    root.mkdir()
+    (tmp_path / "project-2").mkdir()
+    for path in (tmp_path / "cat.png", tmp_path / "project-2" / "cat.png", root / "inside.png"):
+        path.write_bytes(png())
+    (root / "link.png").symlink_to(tmp_path / "cat.png")
+    (root / "folder").symlink_to(tmp_path)
+    (root / "good.png").symlink_to(root / "inside.png")
+    return ImageSources(root)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "../cat.png",
+        "a/../../cat.png",
+        "link.png",
+        "folder/cat.png",
+        "../project-2/cat.png",
+        "/etc/hostname",
+        "~/a.png",
+        "/",
+    ],
+)
+def test_image_outside_the_project_folder_is_refused_by_where_it_really_lies(
+    pictures: ImageSources, source: str
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        pictures.load(source)
+    assert str(refusal.value).startswith(f"image {source}: /")
+    assert str(refusal.value).endswith(" lies outside the project folder; add its folder to GGUF_FLOW_IMAGE_FOLDERS")
+    with pytest.raises(InputError):
+        pictures.check(source)
+
+
+@pytest.mark.parametrize("source", ["", ".", "a\0.png", "x" * 300, "~nobody-of-that-name/a.png", "file:/etc/passwd"])
+def test_image_path_that_can_have_no_file_is_one_error(pictures: ImageSources, source: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        pictures.load(source)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("source", ["inside.png", "good.png", "../project/inside.png", "folder/project/inside.png"])
+def test_image_that_lies_in_the_project_folder_is_read_whatever_leads_there(
+    pictures: ImageSources, source: str
+) -> None:
+    assert pictures.load(source).data == png()
+
+
+def test_pipe_in_the_project_folder_is_not_waited_for(pictures: ImageSources) -> None:
+    os.mkfifo(pictures.root / "pipe.png")
+    with pytest.raises(InputError, match=r"image pipe\.png: no such file"):
+        pictures.load("pipe.png")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"source": "a", "sha256": "../../../../outside/step1", "media_type": "image/png"},
+        {"source": "a", "sha256": "0" * 64 + "\n", "media_type": "image/png"},
+        {"source": "a", "sha256": "0" * 64, "media_type": "../../a"},
+    ],
+)
+def test_session_whose_record_names_an_image_elsewhere_is_damaged(sessions: Path, image: dict[str, str]) -> None:
+    path = sessions / "session_001" / "session.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"images": {"question": [image]}}))
+    with pytest.raises(SessionError, match=r"session\.json: damaged: images\.question\[0\]\."):
+        load_session(sessions, "session_001")
