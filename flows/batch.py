@@ -17,7 +17,7 @@ from flows.outcome import StepFuture, failure_of, refused
 from flows.planned import plan_run
 from flows.resources import Resources, ended_by, name_run, run_resources
 from flows.result import PipelineFailed
-from flows.resume import find_unfinished, output_file, refuse_approval
+from flows.resume import check_dataset_images, find_unfinished, output_file, refuse_approval
 from llm_core.dataset import RESULT, Item, read_items
 from llm_core.dataset_results import DatasetResults, step_names
 from llm_core.errors import InsufficientMemory
@@ -25,7 +25,9 @@ from llm_core.fingerprint import sha256
 from llm_core.overrides import override
 from llm_core.pipeline import BASE, PipelineSpec, load_pipeline
 from llm_core.plan import Plan
+from llm_core.run_images import load_images
 from llm_core.session import Session
+from llm_core.session_images import Images
 from llm_core.session_records import DatasetRef
 from llm_core.settings import Settings
 from llm_core.step_log import StepLog
@@ -82,13 +84,15 @@ async def batch(
     refuse_approval(spec)
     items = read_items(dataset, limit)
     planned = plan_run(spec, settings, settings.pipeline_file)
+    check_dataset_images(spec, items, dataset, settings)
+    images = await asyncio.to_thread(load_images, planned.plan, (), settings.image_sources)
     async with run_resources(planned, settings, settings.batch_sequences) as held:
-        session = await asyncio.to_thread(_session, spec, held, dataset, items, output, resume, settings)
+        session = await asyncio.to_thread(_session, spec, held, dataset, items, images, output, resume, settings)
         try:
             await name_run(f"{spec.name} {session.record.id}")
             if isinstance(held.residency, InsufficientMemory):
                 return await refused(session, held.residency)
-            return await _go_through(held, session, items)
+            return await _go_through(held, session, items, settings)
         except BaseException as error:
             session.fail(f"{type(error).__name__}: {error}", ended_by(error))
             raise
@@ -99,6 +103,7 @@ def _session(
     held: Resources,
     dataset: Path,
     items: list[Item],
+    images: Images,
     output: Path | None,
     resume: bool,
     settings: Settings,
@@ -117,11 +122,14 @@ def _session(
         execution_mode=held.plan.execution_mode,
         snapshot=held.snapshot,
         flow_run_id=flow_run_id,
+        images=images,
         dataset=DatasetRef(path=path, sha256=digest, n_items=len(items), output=output and output.absolute()),
     )
 
 
-async def _go_through(held: Resources, session: Session, items: list[Item]) -> BatchResult | State[Any]:
+async def _go_through(
+    held: Resources, session: Session, items: list[Item], settings: Settings
+) -> BatchResult | State[Any]:
     assert session.record.dataset
     plan, started = held.plan, time.perf_counter()
     output = session.record.dataset.output or session.path / "results.jsonl"
@@ -129,7 +137,7 @@ async def _go_through(held: Resources, session: Session, items: list[Item]) -> B
         logs = _open_logs(plan, session, opened)
         results = DatasetResults(output, plan, logs)
         opened.callback(results.close)
-        run = DatasetRun(held.run(session), items, logs, results)
+        run = DatasetRun(held.run(session), items, logs, results, settings.image_sources)
         futures = _submit(run, plan)
         await asyncio.to_thread(wait, list(futures.values()))
         summaries = [f.result() for f in futures.values() if f.state.is_completed()]

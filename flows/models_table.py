@@ -28,7 +28,8 @@ def models_table(registry: ModelRegistry, estimates: MemoryEstimates) -> Table:
         file = escape(model.entry.file or "")
         memory = _memory(estimates.last_measured(model.path))
         size, quantization = human_bytes(gguf.size_bytes), gguf.quantization or "?"
-        table.add_row(escape(name), file, "ready", size, quantization, context, memory)
+        state = "ready, sees images" if model.mmproj else "ready"
+        table.add_row(escape(name), file, state, size, quantization, context, memory)
     for name, missing in registry.missing.items():
         table.add_row(escape(name), escape(missing.entry.file or ""), escape(missing.reason), style="red")
     for name, found in registry.remote.items():

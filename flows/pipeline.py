@@ -1,6 +1,7 @@
 """A PipelineSpec becomes a Prefect flow: stages are tasks, futures are edges."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from flows.stage_tasks import StageTasks
 from llm_core.errors import InsufficientMemory
 from llm_core.pipeline import PipelineSpec
 from llm_core.prompts import check_question
+from llm_core.run_images import check_images, load_images
 from llm_core.session import Session
 from llm_core.session_files import list_sessions
+from llm_core.session_images import Images
 from llm_core.session_records import Branch, SessionRecord
 from llm_core.settings import Settings
 
 
-def compile_flow(spec: PipelineSpec, settings: Settings | None = None) -> Flow[[str], Any]:
+def compile_flow(spec: PipelineSpec, settings: Settings | None = None) -> Flow[..., Any]:
     """The flow of a pipeline, named after it: `await compile_flow(spec)(question="…")` returns a `PipelineResult`.
 
     Models and plan are looked up when a run starts, so that a flow can be compiled, served and scheduled without them.
@@ -34,30 +37,36 @@ def compile_flow(spec: PipelineSpec, settings: Settings | None = None) -> Flow[[
         persist_result=True,
         description=spec.description or f"The '{spec.name}' pipeline of pipeline.yaml.",
     )
-    async def pipeline(question: str) -> Any:
+    async def pipeline(question: str, images: list[str] = []) -> Any:  # noqa: B006  nobody changes it
         chosen = settings or Settings()
-        return await execute(spec, question, chosen, chosen.pipeline_file)
+        return await execute(spec, question, chosen, chosen.pipeline_file, images)
 
     return pipeline
 
 
 async def execute(
-    spec: PipelineSpec, question: str, settings: Settings, source: Path | None
+    spec: PipelineSpec, question: str, settings: Settings, source: Path | None, images: Sequence[str] = ()
 ) -> PipelineResult | State[Any]:
     """Run `spec` inside a flow.
 
     Args:
         source: the YAML file that `spec` stands in, for messages.
+        images: paths and URLs of what the question is about.
 
     Raises:
         GgufFlowError: nothing was started; the message says why.
     """
     check_question(question)
-    return await run_planned(plan_run(spec, settings, source), question, settings)
+    planned = plan_run(spec, settings, source)
+    check_images(spec, images, settings.image_sources)
+    if _record_of_retry(settings):  # its session has them
+        return await run_planned(planned, question, settings)
+    loaded = await asyncio.to_thread(load_images, planned.plan, images, settings.image_sources)
+    return await run_planned(planned, question, settings, images=loaded)
 
 
 async def run_planned(
-    planned: Planned, question: str, settings: Settings, branch: Branch | None = None
+    planned: Planned, question: str, settings: Settings, branch: Branch | None = None, images: Images | None = None
 ) -> PipelineResult | State[Any]:
     """Run what is planned inside a flow: every finished step is saved, whatever becomes of the run.
 
@@ -74,6 +83,7 @@ async def run_planned(
             snapshot=held.snapshot,
             flow_run_id=runtime.flow_run.id,
             branch=branch,
+            images=images,
         )
         try:
             naming = asyncio.create_task(name_run(f"{plan.pipeline} {session.record.id}"))
@@ -93,11 +103,18 @@ async def run_planned(
 
 
 def _session_of_retry(settings: Settings) -> Session | None:
+    record = _record_of_retry(settings)
+    if record is None:
+        return None
+    return Session.reopen(settings.sessions_folder, record.id, flow_run_id=runtime.flow_run.id)
+
+
+def _record_of_retry(settings: Settings) -> SessionRecord | None:
     """The session of this flow run's earlier try, if it is a retry."""
     if (runtime.flow_run.run_count or 1) < 2:
         return None
     flow_run_id = runtime.flow_run.id
     for record in list_sessions(settings.sessions_folder):
         if isinstance(record, SessionRecord) and record.flow_run_id == flow_run_id:
-            return Session.reopen(settings.sessions_folder, record.id, flow_run_id=flow_run_id)
+            return record
     return None

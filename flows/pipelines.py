@@ -14,7 +14,7 @@ from llm_core.pipeline import load_pipeline, load_pipelines
 from llm_core.settings import Settings
 
 
-def __getattr__(name: str) -> Flow[[str], Any]:
+def __getattr__(name: str) -> Flow[..., Any]:
     if name.startswith("__"):
         raise AttributeError(name)
     settings = Settings()

@@ -107,7 +107,7 @@ async def rerun_once(session: str, from_stage: str, changes: Changes, settings: 
     planned = await asyncio.to_thread(prepare, session, from_stage, changes, settings)
     await _link_to_parent(planned.branch)
     what = Planned(planned.spec, planned.plan, planned.registry, planned.again, planned.snapshot.models)
-    result = await run_planned(what, planned.question, settings, planned.branch)
+    result = await run_planned(what, planned.question, settings, planned.branch, planned.images)
     if isinstance(result, PipelineResult):
         await _diff_to_parent(planned.branch, result, settings)
     return result

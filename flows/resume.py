@@ -1,12 +1,15 @@
 """Which run over a dataset `resume` goes on with, and whether it still can."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from llm_core.dataset import Item, row_images
 from llm_core.errors import InputError, SessionError
 from llm_core.fingerprint import sha256
 from llm_core.pipeline import PipelineSpec
+from llm_core.run_images import check_images, looks_at_question
 from llm_core.session_files import list_sessions
 from llm_core.session_records import SessionRecord
 from llm_core.settings import Settings
@@ -21,6 +24,18 @@ def refuse_approval(spec: PipelineSpec) -> None:
     for stage in spec.stages:
         if stage.approve:
             raise InputError(f"stage '{stage.id}' of '{spec.name}' has approve: true; a dataset run can ask nobody")
+
+
+def check_dataset_images(spec: PipelineSpec, items: Iterable[Item], dataset: Path, settings: Settings) -> None:
+    """Refuse a pipeline that names an image which may not be read, and rows whose images are no paths.
+
+    Raises:
+        InputError: one line; of a row's images themselves, each is the row's own affair.
+    """
+    check_images(spec, (), settings.image_sources)
+    if looks_at_question(spec):
+        for item in items:
+            row_images(item, dataset)
 
 
 def output_file(output: Path | None, *, is_new: bool) -> None:

@@ -15,6 +15,7 @@ from llm_core.plan import make_plan
 from llm_core.prompts import check_question
 from llm_core.registry import load_registry
 from llm_core.rerun import Changes, plan_rerun
+from llm_core.run_images import check_images
 from llm_core.session import check_writable
 from llm_core.settings import Settings
 
@@ -25,6 +26,7 @@ Assignments = Annotated[list[str] | None, Parameter(name="--set", negative=())]
 def run(
     question: str | None = None,
     *,
+    image: Annotated[list[str] | None, Parameter(negative=())] = None,
     pipeline: Pipeline = BASE,
     set: Assignments = None,
     json: Annotated[bool, Parameter(negative=())] = False,
@@ -35,6 +37,8 @@ def run(
     ----------
     question
         The question; read from stdin if left out.
+    image
+        A file or URL that the question is about; may be repeated.
     pipeline
         A pipeline of pipeline.yaml.
     set
@@ -49,8 +53,10 @@ def run(
     settings = Settings()
     spec = override(load_pipeline(settings.pipeline_file, pipeline), set or [])
     make_plan(spec, load_registry(settings), source=settings.pipeline_file)
+    images = [source if "://" in source else str(Path(source).absolute()) for source in image or []]
+    check_images(spec, images, settings.image_sources)
     check_writable(settings.sessions_folder)
-    return run_question(spec, text, settings, as_json=json, stderr=stderr)
+    return run_question(spec, text, images, settings, as_json=json, stderr=stderr)
 
 
 def batch(
@@ -80,13 +86,14 @@ def batch(
         stage.param=value: changed for this run only; may be repeated.
     """
     from flows.batch_command import run_dataset
-    from flows.resume import output_file, refuse_approval, unfinished_session
+    from flows.resume import check_dataset_images, output_file, refuse_approval, unfinished_session
 
     settings = Settings()
-    read_items(dataset, limit)
+    items = read_items(dataset, limit)
     spec = override(load_pipeline(settings.pipeline_file, pipeline), set or [])
     refuse_approval(spec)
     make_plan(spec, load_registry(settings), source=settings.pipeline_file)
+    check_dataset_images(spec, items, dataset, settings)
     output_file(output, is_new=not resume)
     if resume:
         unfinished_session(settings, dataset, spec.name)

@@ -22,7 +22,9 @@ from llm_core.settings import Settings
 from llm_core.stage_spec import StageSpec
 
 
-def run_question(spec: PipelineSpec, question: str, settings: Settings, *, as_json: bool, stderr: Console) -> int:
+def run_question(
+    spec: PipelineSpec, question: str, images: list[str], settings: Settings, *, as_json: bool, stderr: Console
+) -> int:
     """Run, print the answer (or one JSON object) on stdout, and return the exit code.
 
     Raises:
@@ -31,7 +33,7 @@ def run_question(spec: PipelineSpec, question: str, settings: Settings, *, as_js
     _require_person(spec.name, spec.stages)
     with starting_prefect(stderr):
         from flows.pipeline import compile_flow
-    call = partial(compile_flow(spec, settings), question=question)
+    call = partial(compile_flow(spec, settings), question=question, images=images)
     return run_flow(call, settings, as_json=as_json, stderr=stderr)
 
 

@@ -3,6 +3,7 @@
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from flows.planned import Planned
@@ -27,16 +28,17 @@ def config_snapshot(planned: Planned, residency: Residency | InsufficientMemory,
             models[call.model] = {"entry": entry.model_dump(mode="json", exclude_defaults=True)}
             continue
         model = planned.registry.available[call.model]
-        if not model.path.exists():  # only steps that are carried over name it
+        if not (
+            model.path.exists() and (model.mmproj is None or model.mmproj.path.exists())
+        ):  # only steps that are carried over name it
             models[call.model] = planned.models_before[call.model]
             continue
         models[call.model] = {
-            "file": str(model.path),
-            "size_bytes": model.path.stat().st_size,
-            "sha256": sha256(model.path, settings.cache_folder),
+            **_file(model.path, settings),
             "chat_template_sha256": text_sha256(model.gguf.chat_template),
             "architecture": model.gguf.architecture,
             "quantization": model.gguf.quantization,
+            "mmproj": _file(model.mmproj.path, settings) if model.mmproj else None,
             "memory": memory.get(call.model),
             "entry": model.entry.model_dump(mode="json", exclude_defaults=True),
         }
@@ -48,4 +50,12 @@ def config_snapshot(planned: Planned, residency: Residency | InsufficientMemory,
         "models": models,
         "versions": {name: version(name) for name in ("gguf-flow", "llama-cpp-python", "llguidance", "prefect")},
         "machine": {"platform": platform.platform(), "python": platform.python_version(), "cpu": cpu_name()},
+    }
+
+
+def _file(path: Path, settings: Settings) -> dict[str, Any]:
+    return {
+        "file": str(path),
+        "size_bytes": path.stat().st_size,
+        "sha256": sha256(path, settings.cache_folder),
     }

@@ -76,9 +76,16 @@ class AnswerCache:
             "sampling": {name: value for name, value in sampling.items() if name != "timeout_s"},
             # Of answers decoded alone: attention over long contexts is summed in as many parts.
             "threads": request.threads if request.sampling.alone else None,
+            **self._seen(load, request),
             "today": date.today().isoformat() if "strftime_now" in template else None,
         }
         return _digest(decides)
+
+    def _seen(self, load: LoadParams, request: GenerateRequest) -> dict[str, Any]:
+        """With what a model looks; nothing of a request without images."""
+        if not request.images or not load.mmproj:
+            return {}
+        return {"mmproj": sha256(Path(load.mmproj), self._cache)}
 
     def find(self, key: str) -> tuple[str, StepRecord] | None:
         """The session of the latest answer with this key, and the answer."""

@@ -65,6 +65,8 @@ class LoadParams:
     """The one GPU this model may use; `None`: CPU only."""
     flash_attention: bool | None = None
     """`None`: wherever llama.cpp can. Other tokens may come with it than without."""
+    mmproj: str | None = None
+    """The file of the projector with which it sees images."""
 
     @property
     def context_cells(self) -> int:

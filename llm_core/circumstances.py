@@ -38,6 +38,9 @@ def circumstances(
         then, model = snapshot.models[name], snapshot.registry.available[name]
         here = name not in snapshot.gone
         yield Circumstance(f"SHA-256 of {name}", then["sha256"], sha256(model.path, cache) if here else None)
+        if model.mmproj:
+            now = sha256(model.mmproj.path, cache) if here else None
+            yield Circumstance(f"SHA-256 of {name}'s mmproj", then["mmproj"]["sha256"], now)
         template = text_sha256(model.gguf.chat_template) if here else None
         yield Circumstance(f"SHA-256 of {name}'s chat template", then.get("chat_template_sha256"), template)
     builds_then = {step.build for step in steps if step.build}

@@ -1,4 +1,7 @@
-"""Questions in a file: JSONL or CSV with a `question` column; all other columns pass through."""
+"""Questions in a file: JSONL or CSV with a `question` column; all other columns pass through.
+
+Where a pipeline looks at the question's images, they stand in the column `images` or `image`.
+"""
 
 import csv
 import json
@@ -12,6 +15,7 @@ from llm_core.documents import near_name
 from llm_core.errors import InputError
 
 QUESTION = "question"
+IMAGES = ("images", "image")
 RESULT = "result"
 """The column that a result is written to, so no dataset may have it."""
 
@@ -46,6 +50,22 @@ def read_items(path: Path, limit: int | None = None) -> list[Item]:
     if not items:
         raise InputError(f"{path}: holds no question")
     return items
+
+
+def row_images(item: Item, dataset: Path) -> tuple[str, ...]:
+    """The images of a row: URLs, and paths, which are relative to the dataset's folder.
+
+    Raises:
+        InputError: the column holds something else.
+    """
+    written = next((item.columns[name] for name in IMAGES if item.columns.get(name)), ())
+    sources = [written] if isinstance(written, str) else written
+    if not isinstance(sources, list | tuple) or not all(isinstance(source, str) and source for source in sources):
+        raise InputError(
+            f"{dataset}: item {item.number}: its images are {written!r}, not a path, a URL, or a list of them"
+        )
+    folder = dataset.absolute().parent
+    return tuple(source if "://" in source else str(folder / source) for source in sources)
 
 
 def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_core.errors import InputError
+from llm_core.image_size import image_size
 
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/gif": ".gif"}
 """File name suffix by media type; other kinds are refused."""
+
+
+MAX_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,16 @@ def make_image(data: bytes, source: str) -> Image:
     """The image that `data` is.
 
     Raises:
-        InputError: the bytes are of none of the kinds that are taken.
+        InputError: the bytes are of none of the kinds that are taken, or would unpack to too many pixels.
     """
     media_type = _media_type(data)
     if media_type is None:
         raise InputError(f"image {source}: neither PNG, JPEG, WebP nor GIF (it starts with {data[:8]!r}); convert it")
+    width, height = image_size(data, media_type) or (0, 0)
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"image {source}: {width} × {height} pixels; at most {MAX_PIXELS // 10**6} million: make it smaller"
+        )
     return Image(data, media_type, hashlib.sha256(data).hexdigest(), source)
 
 
@@ -51,6 +60,11 @@ def pack_image(image: Image) -> dict[str, str]:
     """For a journey as JSON."""
     text = b64encode(image.data).decode("ascii")
     return {"data": text, "media_type": image.media_type, "sha256": image.sha256, "source": image.source}
+
+
+def data_url(image: Image) -> str:
+    """The image within a URL (RFC 2397), as APIs take it."""
+    return f"data:{image.media_type};base64,{b64encode(image.data).decode('ascii')}"
 
 
 def unpack_image(data: dict[str, Any]) -> Image:

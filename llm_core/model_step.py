@@ -7,22 +7,24 @@ from typing import Any
 
 from llm_core.call_params import LoadParams
 from llm_core.generation import GenerateRequest, GenerateResult
+from llm_core.images import Image
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import chat, stage_output
 from llm_core.session_records import StepRecord
 from llm_core.structured import parsed_answer
 
 
-def request_of(call: Call, message: str, threads: int, cores: int) -> GenerateRequest:
+def request_of(call: Call, message: str, threads: int, cores: int, images: tuple[Image, ...] = ()) -> GenerateRequest:
     """The chat that `call`'s model gets.
 
     Args:
         threads: to decode with; where cores come free meanwhile, as many as `cores`.
+        images: that it looks at.
     """
     messages = chat(call.system_prompt, message)
     most_threads = call.threads or cores
     return GenerateRequest(
-        messages, call.sampling, call.strip_reasoning, threads, most_threads, call.constraint, call.chosen
+        messages, call.sampling, call.strip_reasoning, threads, most_threads, call.constraint, call.chosen, images
     )
 
 

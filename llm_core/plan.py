@@ -87,6 +87,8 @@ class StagePlan:
     """The stage that this is an earlier layer of."""
     layer_before: str | None = None
     """Of the inputs, the layer whose answers the members see; the stage hands nothing of it on."""
+    images: tuple[str, ...] = ()
+    """What its members look at: `question`, paths and URLs."""
 
     @property
     def asked(self) -> tuple[Call, ...]:
@@ -157,6 +159,13 @@ def make_plan(spec: PipelineSpec, registry: ModelRegistry, *, source: Path | Non
     return _Planner(spec, registry, source).plan()
 
 
+def can_see(registry: ModelRegistry, name: str) -> bool:
+    """Whether a model takes images."""
+    if name in registry.remote:
+        return capabilities_of(registry.remote[name].remote).images
+    return name in registry.available and registry.available[name].mmproj is not None
+
+
 class _Planner:
     def __init__(self, spec: PipelineSpec, registry: ModelRegistry, source: Path | None) -> None:
         self.spec, self.registry = spec, registry
@@ -221,6 +230,8 @@ class _Planner:
             key = f"{where}.models[{position}]" if stage.type == "multi" else f"{where}.model"
             for _ in range(member.samples):
                 calls.append(self._call(key, stage, member, calls))
+            if stage.images:
+                self._check_sight(key, (member.model, *stage.fallback))
         aggregation = None
         if stage.type == "multi" and stage.aggregation:
             aggregation = self._aggregation(f"{where}.aggregation", stage, stage.aggregation, calls, inputs)
@@ -234,7 +245,14 @@ class _Planner:
             retries=self.spec.retries if stage.retries is None else stage.retries,
             approve=stage.approve,
             quorum=self._quorum(where, stage, len(calls)),
+            images=stage.images or (),
         )
+
+    def _check_sight(self, key: str, names: tuple[str, ...]) -> None:
+        for name in names:
+            if not can_see(self.registry, name):
+                remedy = "set 'images: true' at its provider" if name in self.registry.remote else "give it an 'mmproj'"
+                raise PlanError(f"{key}: model '{name}' cannot see images; {remedy} in models.yaml")
 
     def _quorum(self, where: str, stage: StageSpec, n_calls: int) -> int:
         if stage.quorum is not None and (stage.type == "single" or stage.quorum > n_calls):
@@ -341,7 +359,9 @@ class _Planner:
         wide = own.over(shared)
         if wide.flash_attention is False and wide.kv_type not in (None, "f16"):
             raise PlanError(f"{key}: kv_type {wide.kv_type} needs flash attention; take f16 or leave it on")
-        return LoadParams(str(model.path), n_ctx, kv_type=wide.kv_type or "f16", flash_attention=wide.flash_attention)
+        mmproj = str(model.mmproj.path) if model.mmproj else None
+        kv_type, flash_attention = wide.kv_type or "f16", wide.flash_attention
+        return LoadParams(str(model.path), n_ctx, kv_type=kv_type, flash_attention=flash_attention, mmproj=mmproj)
 
     def _sampling(self, params: GenerationParams, repetition: int) -> SamplingParams:
         chosen = {f.name: getattr(params, f.name) for f in fields(SamplingParams)}
@@ -436,6 +456,7 @@ def _free_label(model: str, taken: set[str]) -> str:
 def _stage_lines(stage: StagePlan, is_final: bool) -> list[str]:
     inputs = ", ".join(("question", *stage.inputs))
     lines = [f"{stage.number}. {stage.id}   reads {inputs}   hands on {stage.output_mode}" + ("   ← answer" * is_final)]
+    lines += [f"   looks at {', '.join(stage.images)}"] if stage.images else []
     for position, call in enumerate(stage.calls):
         branch = "├─" if stage.aggregation else "└─"
         lines.append(_call_line(branch, f"{_turn(stage, position)}{call.member}", call))

@@ -22,6 +22,7 @@ class ModelEntry(Document):
     """One model of models.yaml: a file in the models directory, or a remote provider."""
 
     file: str | None = Field(None, description="path inside the models directory")
+    mmproj: str | None = Field(None, description="path of its projector; with one it sees images")
     description: str | None = None
     quantization: str | None = None
     required_for_base: bool = False
@@ -48,6 +49,8 @@ class ModelEntry(Document):
             raise ValueError("needs 'file' (a GGUF in the models directory) or 'provider'")
         if self.file is not None and self.provider is not None:
             raise ValueError("takes either 'file' or 'provider', not both")
+        if self.mmproj is not None and self.file is None:
+            raise ValueError("'mmproj' belongs to a local model, with a 'file'")
         if self.provider is not None:
             remote_model("", self.provider)
         return self
@@ -79,6 +82,7 @@ class LocalModel:
     name: str
     entry: ModelEntry
     gguf: GgufFile
+    mmproj: GgufFile | None = None
 
     @property
     def path(self) -> Path:
@@ -129,11 +133,20 @@ def models_directory(document: ModelsDocument, settings: Settings) -> Path:
 
 def model_path(models_dir: Path, name: str, entry: ModelEntry) -> Path:
     """The file of a local model; a relative `file` must not lead out of the models directory."""
-    relative = Path(entry.file or "")
+    return _inside(models_dir, name, "file", entry.file or "")
+
+
+def mmproj_path(models_dir: Path, name: str, entry: ModelEntry) -> Path | None:
+    """The projector of a local model, if it has one; as `model_path`."""
+    return None if entry.mmproj is None else _inside(models_dir, name, "mmproj", entry.mmproj)
+
+
+def _inside(models_dir: Path, name: str, key: str, file: str) -> Path:
+    relative = Path(file)
     if not relative.is_absolute() and ".." in relative.parts:
-        raise ConfigError(f"model '{name}': file '{entry.file}' leads out of the models directory {models_dir}")
-    if "\0" in str(relative):
-        raise ConfigError(f"model '{name}': no file can be called {entry.file!r}")
+        raise ConfigError(f"model '{name}': {key} '{file}' leads out of the models directory {models_dir}")
+    if "\0" in file:
+        raise ConfigError(f"model '{name}': no file can be called {file!r}")
     return models_dir / relative
 
 
@@ -158,13 +171,29 @@ def load_registry(settings: Settings) -> ModelRegistry:
             registry.remote[name] = RegisteredRemote(name, entry, remote_model(name, entry.provider))
             continue
         path = model_path(models_dir, name, entry)
+        mmproj = mmproj_path(models_dir, name, entry)
         try:
-            registry.available[name] = LocalModel(name, entry, read_gguf(path))
+            gguf = read_gguf(path)
+            path = mmproj or path
+            registry.available[name] = LocalModel(name, entry, gguf, read_mmproj(mmproj) if mmproj else None)
         except ModelFileError as error:
             reason = str(error).removeprefix(f"{path}: ")
             registry.missing[name] = MissingModel(name, entry, path, reason)
             _warn(name, path, reason)
     return registry
+
+
+def read_mmproj(path: Path) -> GgufFile:
+    """The header of a projector.
+
+    Raises:
+        ModelFileError: as `read_gguf`, or it is a GGUF of another kind.
+    """
+    gguf = read_gguf(path)
+    if gguf.architecture != "clip" or gguf.metadata.get("clip.has_vision_encoder") is not True:
+        kind = "has no vision encoder" if gguf.architecture == "clip" else f"is a model of type '{gguf.architecture}'"
+        raise ModelFileError(f"{path}: not the projector of a model that sees: it {kind}")
+    return gguf
 
 
 @cache

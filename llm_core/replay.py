@@ -8,11 +8,13 @@ from typing import Literal
 
 from llm_core.call_params import Constraint, LoadParams, SamplingParams
 from llm_core.errors import ContextOverflow, GgufFlowError
+from llm_core.images import Image
 from llm_core.merge import merged
 from llm_core.model_step import input_texts, record_of, request_of
 from llm_core.plan import Call, Plan, StagePlan
 from llm_core.pool_protocol import Pool
 from llm_core.prompts import user_message
+from llm_core.session_images import kept_image
 from llm_core.session_records import SessionRecord, StepRecord
 from llm_core.snapshot import Snapshot
 
@@ -123,7 +125,8 @@ class Replay:
             return
         self._begin(recorded.id)
         try:
-            again = self._ask(stage, call, name, message, recorded)
+            images = tuple(kept_image(self._snapshot.path.parent, ref) for ref in recorded.images)
+            again = self._ask(stage, call, name, message, recorded, images)
         except ContextOverflow as error:
             if stage.aggregation and stage.aggregation.summarise:
                 raise  # then summaries are merged, as they were
@@ -134,7 +137,15 @@ class Replay:
             return
         yield _compared(recorded, again)
 
-    def _ask(self, stage: StagePlan, call: Call, name: str, message: str, recorded: StepRecord) -> StepRecord:
+    def _ask(
+        self,
+        stage: StagePlan,
+        call: Call,
+        name: str,
+        message: str,
+        recorded: StepRecord,
+        images: tuple[Image, ...],
+    ) -> StepRecord:
         """With the seed, on the device and with the threads of then; alone."""
         then = recorded.parameters
         seed = recorded.seed if call.sampling.seed is None else call.sampling.seed
@@ -144,7 +155,7 @@ class Replay:
         threads = then.get("threads", 1)
         again = replace(call, sampling=replace(call.sampling, seed=seed, deterministic=True))
         started = datetime.now(UTC)
-        result = self._pool.generate(load, call.model, request_of(again, message, threads, threads))
+        result = self._pool.generate(load, call.model, request_of(again, message, threads, threads, images))
         return record_of(stage, again, name, load, threads, result, started)
 
 

@@ -11,6 +11,7 @@ from llm_core.pipeline import PipelineSpec
 from llm_core.plan import Plan, StagePlan, make_plan
 from llm_core.registry import ModelRegistry
 from llm_core.session_files import load_session, load_steps
+from llm_core.session_images import Images, kept_images
 from llm_core.session_records import Branch, SessionRecord
 from llm_core.snapshot import Snapshot, load_snapshot
 
@@ -49,6 +50,8 @@ class Rerun:
     branch: Branch
     snapshot: Snapshot
     """The parent's."""
+    images: Images
+    """As the parent saw them."""
 
 
 def plan_rerun(
@@ -81,8 +84,9 @@ def plan_rerun(
     carried = _carried(sessions, parent, before, after, again, from_stage)
     wanted = {call.model for call in of_stages(after, again).calls}
     snapshot.check_models(wanted - set(changes.models.values()), cache)
+    images = kept_images(sessions / parent.id, parent.images)
     branch = Branch(parent.id, parent.flow_run_id, from_stage, changes.said, sessions / parent.id, carried)
-    return Rerun(parent.question, spec, after, registry, again, branch, snapshot)
+    return Rerun(parent.question, spec, after, registry, again, branch, snapshot, images)
 
 
 def downstream(plan: Plan, from_stage: str) -> frozenset[str]:

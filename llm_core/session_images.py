@@ -67,6 +67,11 @@ def kept_image(session: Path, ref: ImageRef) -> Image:
     return Image(data, ref.media_type, ref.sha256, ref.source)
 
 
+def kept_images(session: Path, kept: ImageRefs) -> dict[str, tuple[Image, ...]]:
+    """All images of a session; as `kept_image`."""
+    return {name: tuple(kept_image(session, ref) for ref in refs) for name, refs in kept.items()}
+
+
 def kept_files(session: Path) -> list[Path]:
     """The files of images in a session's folder; links and what else lies there are none."""
     folder = session / FOLDER

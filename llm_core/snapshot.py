@@ -18,11 +18,18 @@ from llm_core.registry import LocalModel, ModelEntry, ModelRegistry, RegisteredR
 from llm_core.session_files import check_format, session_folder
 
 
+class _SavedFile(BaseModel):
+    file: Path
+    size_bytes: int
+    sha256: str
+
+
 class _SavedModel(BaseModel):
-    """`file`, `size_bytes` and `sha256` of a local model."""
+    """Of a local model, what `_SavedFile` says of its file, too."""
 
     file: Path | None = None
     size_bytes: int = 0
+    mmproj: _SavedFile | None = None
     entry: ModelEntry
 
 
@@ -56,11 +63,13 @@ class Snapshot:
         """Why a model cannot run as it did: its file is gone, or is another one by now."""
         if name in self.registry.remote:
             return None
-        path = self.registry.available[name].path
+        model = self.registry.available[name]
         if name in self.gone:
             return f"model '{name}' is gone ({self.gone[name]})"
-        if sha256(path, cache) != self.models[name]["sha256"]:
-            return f"model '{name}' has changed ({path})"
+        if sha256(model.path, cache) != self.models[name]["sha256"]:
+            return f"model '{name}' has changed ({model.path})"
+        if model.mmproj and sha256(model.mmproj.path, cache) != self.models[name]["mmproj"]["sha256"]:
+            return f"the mmproj of model '{name}' has changed ({model.mmproj.path})"
         return None
 
     def check_models(self, names: set[str], cache: Path) -> None:
@@ -91,12 +100,22 @@ def load_snapshot(folder: Path, session_id: str) -> Snapshot:
         if model.file is None:
             registry.remote[name] = _remote(path, name, model.entry)
             continue
-        try:
-            gguf = read_gguf(model.file)
-        except ModelFileError as error:
-            gguf, gone[name] = GgufFile(model.file, model.size_bytes, {}, ()), str(error)
-        registry.available[name] = LocalModel(name, model.entry, gguf)
+        files: list[GgufFile] = []
+        for file, size_bytes in _files_of(model):
+            try:
+                files.append(read_gguf(file))
+            except ModelFileError as error:
+                files.append(GgufFile(file, size_bytes, {}, ()))
+                gone.setdefault(name, str(error))
+        registry.available[name] = LocalModel(name, model.entry, *files)
     return Snapshot(path, saved.pipeline, registry, gone, written["models"], saved.machine.cpu)
+
+
+def _files_of(model: _SavedModel) -> list[tuple[Path, int]]:
+    """Path and size of a local model's file, and of its projector."""
+    assert model.file
+    projector = [(model.mmproj.file, model.mmproj.size_bytes)] if model.mmproj else []
+    return [(model.file, model.size_bytes), *projector]
 
 
 def _remote(path: Path, name: str, entry: ModelEntry) -> RegisteredRemote:

@@ -112,6 +112,9 @@ class StageSpec(Document):
     instructions: str | None = None
     generation: GenerationParams = GenerationParams()
     input_from: tuple[str, ...] | None = None
+    images: tuple[str, ...] | None = Field(
+        None, description="what it looks at: `question`, a path or a URL, or a list of these"
+    )
     output_mode: OutputMode = "answer_only"
     aggregation: AggregationSpec | None = None
     approve: bool = Field(False, description="a person looks at the answer, and may edit it, before the run goes on")
@@ -148,6 +151,11 @@ class StageSpec(Document):
         grammar = read_grammar(value, (info.context or {}).get("folder"))
         grammar_constraint(grammar)
         return grammar
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _one_image(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_constraint(self) -> Self:

@@ -7,8 +7,9 @@ from llm_core.merge import check_quorum, merged
 from llm_core.model_step import input_texts
 from llm_core.plan import Call, StagePlan
 from llm_core.session_records import StepRecord
+from tasks.ask import Question, ask, is_last_try, worth_a_retry
 from tasks.cascade import NotAsked
-from tasks.generate import ask, is_last_try, once_a_run, stage_files, worth_a_retry
+from tasks.generate import once_a_run, stage_files
 from tasks.record import record
 from tasks.run import Run, progress
 from tasks.watched import Watched
@@ -38,8 +39,8 @@ def aggregate(
 
     def ask_watched(call: Call, step: str, message: str, constraint: Constraint | None) -> StepRecord:
         watched = Watched(run, stage, call, step)
-        threads = threads_of(run, stage, call)
-        answer = ask(run, stage, call, step, message, constraint, threads, is_last_try(), watched.token)
+        asked = Question(stage, call, step, message, constraint, threads_of(run, stage, call))
+        answer = ask(run, asked, is_last_try(), watched.token)
         watched.end(answer)
         return answer
 

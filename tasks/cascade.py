@@ -8,7 +8,8 @@ from prefect.states import Completed
 
 from llm_core.plan import Call, StagePlan
 from llm_core.session_records import StepRecord
-from tasks.generate import generate, once_a_run, worth_a_retry
+from tasks.ask import worth_a_retry
+from tasks.generate import generate, once_a_run
 from tasks.preflight import Admission
 from tasks.run import Run
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from llm_core.call_params import LoadParams
-from llm_core.dataset import Item
+from llm_core.dataset import Item, row_images
 from llm_core.dataset_results import DatasetResults
 from llm_core.errors import (
     ConstraintError,
@@ -26,9 +26,12 @@ from llm_core.errors import (
     ProviderUnavailable,
     RequestRefused,
 )
+from llm_core.image_sources import ImageSources
+from llm_core.pipeline import QUESTION
 from llm_core.plan import Call, StagePlan
 from llm_core.providers.faults import wait_s
 from llm_core.providers.registry import max_concurrency
+from llm_core.session_images import Images
 from llm_core.session_records import StepRecord
 from llm_core.step_log import ItemStep, StepLog
 from tasks.record import artifact_key
@@ -47,11 +50,31 @@ class DatasetRun(Run):
     prefetches = False
     """The next stage comes only when this one is through all items; its models would lie idle meanwhile."""
 
-    def __init__(self, run: Run, items: list[Item], logs: dict[str, StepLog], results: DatasetResults) -> None:
+    def __init__(
+        self,
+        run: Run,
+        items: list[Item],
+        logs: dict[str, StepLog],
+        results: DatasetResults,
+        sources: ImageSources,
+    ) -> None:
         super().__init__(
             run.plan, run.residency, run.pool, run.remote, run.estimates, run.session, run.answers, run.cores
         )
-        self.items, self.logs, self.results = items, logs, results
+        self.items, self.logs, self.results, self._sources = items, logs, results, sources
+
+    def images_of(self, stage: StagePlan, item: Item) -> Images:
+        """What a stage may look at; an item's own images are read when it is their turn, and kept in the session.
+
+        Raises:
+            InputError: one of them cannot be read.
+        """
+        if QUESTION not in stage.images:
+            return self.images
+        assert self.session.record.dataset
+        seen = tuple(map(self._sources.load, row_images(item, self.session.record.dataset.path)))
+        self.session.keep(seen)
+        return {**self.images, QUESTION: seen}
 
 
 @dataclass(frozen=True)

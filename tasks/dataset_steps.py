@@ -14,8 +14,9 @@ from llm_core.plan import Call, StagePlan
 from llm_core.prompts import check_question
 from llm_core.session_records import StepRecord
 from tasks.aggregate import threads_of
+from tasks.ask import Question, ask
 from tasks.dataset_run import DatasetRun, Pass, StepSummary
-from tasks.generate import ask, member_answer
+from tasks.generate import member_answer, member_question
 from tasks.preflight import Admission
 
 Before = Mapping[str, StepSummary]
@@ -31,7 +32,9 @@ def generate_items(run: DatasetRun, stage: StagePlan, call: Call, admission: Adm
         read = _read(run, stage, item)
         if read is None:
             return None
-        return member_answer(run, stage, call, item.question, admission, input_texts(read), is_last)
+        texts, images = input_texts(read), run.images_of(stage, item)
+        asked = member_question(stage, call, item.question, admission, texts, images)
+        return member_answer(run, asked, item.question, texts, is_last)
 
     items = [item for item in run.items if _is_needed(run, stage, call, item)]
     return Pass(run, stage, f"{stage.id}: {call.member}", call, answer, stage.retries, items).work()
@@ -45,7 +48,8 @@ def aggregate_items(run: DatasetRun, stage: StagePlan, members: Sequence[StepSum
 
     def answer(item: Item, is_last: bool) -> StepRecord | None:
         def ask_on_the_way(call: Call, step: str, message: str, constraint: Constraint | None) -> StepRecord:
-            return ask(run, stage, call, step, message, constraint, threads_of(run, stage, call), is_last)
+            asked = Question(stage, call, step, message, constraint, threads_of(run, stage, call))
+            return ask(run, asked, is_last)
 
         read = _read(run, stage, item)
         answers = [run.logs[step].get(item.number) for step in of_members]

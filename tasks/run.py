@@ -14,6 +14,7 @@ from llm_core.providers.protocol import Provider
 from llm_core.providers.remote import RemoteModels
 from llm_core.residency import Residency, StageResidency
 from llm_core.session import Session
+from llm_core.session_images import kept_images
 from llm_core.session_records import StepRecord
 
 
@@ -79,6 +80,8 @@ class Run:
         perhaps = {call for stage in plan.stages for call in stage.calls} - surely
         self.surely_asked = {p.load for p in placements if not p.call.cache and p.call not in perhaps}
         """Loads that somebody will ask, whatever `cache` knows and others answer."""
+        self.images = kept_images(session.path, session.record.images)
+        """Of all items of a dataset, those that the pipeline names."""
 
     def provider(self, call: Call) -> Provider:
         """Who answers `call`."""

@@ -1,6 +1,7 @@
 """Anthropic's models, by its SDK. Shapes: https://docs.anthropic.com/en/api/messages"""
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import anthropic
 
 from llm_core.generation import GenerateRequest, GenerateResult
+from llm_core.images import Image
 from llm_core.providers.faults import Faults, required_key
 from llm_core.providers.protocol import FindKey, ProviderCapabilities
 from llm_core.providers.settings import AnthropicSettings
@@ -63,7 +65,7 @@ class AnthropicMessages:
         system = "\n\n".join(content for role, content in request.messages if role == "system")
         body: dict[str, Any] = {
             "model": self._settings.model,
-            "messages": [{"role": role, "content": text} for role, text in request.messages if role != "system"],
+            "messages": _messages(request),
             "max_tokens": request.sampling.max_tokens,
             "extra_body": self._settings.extra or None,
         }
@@ -109,6 +111,20 @@ class AnthropicMessages:
             raise self._faults.passing(f"an error in the middle of the answer: {error.message}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise self._faults.passing(f"what it streams is no JSON: {error}") from None
+
+
+def _messages(request: GenerateRequest) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": text} for role, text in request.messages if role != "system"
+    ]
+    if request.images:
+        seen = [{"type": "image", "source": {"type": "base64", **_source(image)}} for image in request.images]
+        messages[-1]["content"] = [*seen, {"type": "text", "text": messages[-1]["content"]}]
+    return messages
+
+
+def _source(image: Image) -> dict[str, str]:
+    return {"media_type": image.media_type, "data": b64encode(image.data).decode("ascii")}
 
 
 def _message(error: anthropic.APIStatusError) -> str:

@@ -8,6 +8,7 @@ import jinja2
 from jsonpointer import JsonPointer, JsonPointerException
 
 from llm_core.generation import GenerateRequest, GenerateResult
+from llm_core.images import data_url
 from llm_core.providers.faults import Faults, required_key
 from llm_core.providers.protocol import FindKey, ProviderCapabilities
 from llm_core.providers.settings import CHOSEN, CustomHttpSettings, body_environment, filled_in, names_in
@@ -76,6 +77,7 @@ class CustomHttp:
             "prompt": by_role["user"],
             "max_tokens": sampling.max_tokens,
             "response_schema": schema_of(request),
+            "images": [data_url(image) for image in request.images],
         }
         try:
             body = self._template.render(variables)

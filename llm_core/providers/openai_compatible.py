@@ -12,6 +12,7 @@ import openai
 
 from llm_core.errors import ConfigError
 from llm_core.generation import GenerateRequest, GenerateResult
+from llm_core.images import data_url
 from llm_core.providers.faults import Faults, required_key
 from llm_core.providers.protocol import FindKey, ProviderCapabilities
 from llm_core.providers.settings import OpenAISettings
@@ -140,7 +141,11 @@ def is_strict(schema: Any) -> bool:
 
 
 def _messages(request: GenerateRequest) -> list[dict[str, Any]]:
-    return [{"role": role, "content": content} for role, content in request.messages]
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in request.messages]
+    if request.images:
+        seen = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in request.images]
+        messages[-1]["content"] = [*seen, {"type": "text", "text": messages[-1]["content"]}]
+    return messages
 
 
 def _take_logprobs(answer: StreamedAnswer, tokens: Any) -> None:

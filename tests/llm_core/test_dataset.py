@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_core.dataset import Item, read_items
+from llm_core.dataset import Item, read_items, row_images
 from llm_core.errors import InputError
 
 
@@ -69,3 +69,28 @@ def test_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, problem: s
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(InputError, match=problem):
         read_items(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({}, ()),
+        ({"image": ""}, ()),
+        ({"image": None}, ()),
+        ({"image": "a b.png"}, ("/data/a b.png",)),
+        (
+            {"images": ["x/a.png", "/b.png", "https://example.org/c.png"]},
+            ("/data/x/a.png", "/b.png", "https://example.org/c.png"),
+        ),
+    ],
+)
+def test_images_of_a_row_are_urls_and_paths_beside_the_dataset(
+    columns: dict[str, object], expected: tuple[str, ...]
+) -> None:
+    assert row_images(Item(1, "What?", columns), Path("/data/questions.jsonl")) == expected
+
+
+@pytest.mark.parametrize("written", [7, {"url": "a.png"}, ["a.png", None], [""]])
+def test_images_that_are_no_paths_are_refused_with_their_row(written: object) -> None:
+    with pytest.raises(InputError, match=r"/q\.jsonl: item 3: its images are .*, not a path, a URL, or a list of them"):
+        row_images(Item(3, "What?", {"image": written}), Path("/q.jsonl"))

@@ -15,6 +15,7 @@ from llm_core.answer_cache import AnswerCache
 from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.errors import InputError, SessionError
 from llm_core.generation import GenerateRequest, pack_request, unpack_request
+from llm_core.image_size import image_size
 from llm_core.image_sources import ImageSources
 from llm_core.images import make_image
 from llm_core.session import Session
@@ -61,6 +62,32 @@ def test_kind_is_told_by_the_first_bytes(data: bytes, media_type: str) -> None:
 def test_other_kinds_are_refused(data: bytes) -> None:
     with pytest.raises(InputError, match=r"image cat\.png: neither PNG, JPEG, WebP nor GIF \(it starts with b"):
         make_image(data, "cat.png")
+
+
+@pytest.mark.parametrize(
+    ("media_type", "header"),
+    [
+        ("image/png", png(300, 200)[:24]),
+        ("image/gif", b"GIF89a" + bytes([44, 1, 200, 0])),
+        # SOI, an APP0 segment of 4 bytes, a fill byte, SOF2 of 17 bytes: 8 bits, height 200, width 300
+        ("image/jpeg", bytes.fromhex("ffd8 ffe0 0004 0102 ff ffc2 0011 08 00c8 012c")),
+        ("image/webp", b"RIFF\0\0\0\0WEBPVP8 \0\0\0\0\0\0\0\x9d\x01\x2a" + bytes([44, 1, 200, 0])),
+        # 14 bits each: 299 | 199 << 14 = 0x0031C12B
+        ("image/webp", b"RIFF\0\0\0\0WEBPVP8L\0\0\0\0\x2f" + bytes.fromhex("2bc13100")),
+        ("image/webp", b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + bytes([43, 1, 0, 199, 0, 0])),
+    ],
+)
+def test_size_is_read_from_the_header(media_type: str, header: bytes) -> None:
+    assert image_size(header, media_type) == (300, 200)
+    assert image_size(header[:-6], media_type) in (None, (1, 1))
+
+
+def test_image_that_unpacks_to_gigabytes_is_refused() -> None:
+    bomb = bytearray(png())
+    bomb[16:24] = (50_000).to_bytes(4, "big") * 2
+    with pytest.raises(InputError) as refused:
+        make_image(bytes(bomb), "bomb.png")
+    assert str(refused.value) == "image bomb.png: 50000 × 50000 pixels; at most 50 million: make it smaller"
 
 
 def test_relative_path_starts_in_the_project_folder(sources: ImageSources) -> None:

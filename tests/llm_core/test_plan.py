@@ -15,6 +15,7 @@ from llm_core.registry import load_registry
 from llm_core.settings import Settings
 from tests.conftest import Project
 from tests.llm_core.tiny_gguf import write_tiny_gguf
+from tests.llm_core.tiny_mmproj import write_tiny_mmproj
 
 ONE_MODEL = "models: {m: {file: m.gguf}}"
 TWO_MODELS = "models: {m: {file: m.gguf}, n: {file: n.gguf}}"
@@ -459,3 +460,45 @@ def test_synthesis_takes_neither_prompt_nor_instructions_of_its_stage(project: P
     )
     _, synthesis = plan(project, TWO_MODELS, stage).calls
     assert (synthesis.system_prompt, synthesis.instructions) == (None, None)
+
+
+SEEING = "models: {m: {file: m.gguf}, v: {file: n.gguf, mmproj: eyes.gguf}}"
+
+
+def test_stage_looks_at_images_with_models_that_see(project: Project) -> None:
+    eyes = write_tiny_mmproj(project.path / "models" / "eyes.gguf")
+    made = plan(
+        project,
+        SEEING,
+        "{id: look, model: v, images: question}",
+        "{id: compare, models: [v, v], images: [question, map.png, 'https://example.org/a.png']}",
+        "{id: say, model: m}",
+    )
+    assert [stage.images for stage in made.stages] == [
+        ("question",),
+        ("question", "map.png", "https://example.org/a.png"),
+        (),
+    ]
+    assert [call.load.mmproj for call in made.calls] == [str(eyes), str(eyes), str(eyes), None]
+    assert "looks at question, map.png, https://example.org/a.png" in str(made)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("{id: look, model: m, images: question}", "stages[0].model"),
+        ("{id: look, models: [v, m], images: a.png}", "stages[0].models[1]"),
+    ],
+)
+def test_model_that_cannot_see_is_refused(project: Project, stage: str, key: str) -> None:
+    write_tiny_mmproj(project.path / "models" / "eyes.gguf")
+    with pytest.raises(PlanError) as refusal:
+        plan(project, SEEING, stage)
+    said = f"{key}: model 'm' cannot see images; give it an 'mmproj' in models.yaml"
+    assert str(refusal.value) == f"{project.path}/config/pipeline.yaml: base_pipeline.{said}"
+
+
+def test_who_merges_the_answers_of_a_stage_need_not_see(project: Project) -> None:
+    write_tiny_mmproj(project.path / "models" / "eyes.gguf")
+    stage = "{id: look, models: [v, v], images: question, aggregation: {type: synthesis, synthesis_model: m}}"
+    assert [call.model for call in plan(project, SEEING, stage).calls] == ["v", "v", "m"]

@@ -12,6 +12,7 @@ from llm_core.registry import ModelRegistry, load_registry
 from llm_core.settings import Settings
 from tests.conftest import Project
 from tests.llm_core.tiny_gguf import PADDING, write_tiny_gguf
+from tests.llm_core.tiny_mmproj import write_tiny_mmproj
 
 
 def registry_of(project: Project, text: str) -> ModelRegistry:
@@ -179,3 +180,47 @@ def test_wrong_document_is_refused_with_its_key_path(project: Project, text: str
 @pytest.mark.parametrize("text", ["defaults:\nmodels: {}", "models: {a: {provider: anthropic, overrides: }}"])
 def test_keys_with_nothing_under_them_are_as_if_left_out(project: Project, text: str) -> None:
     assert registry_of(project, text).defaults == ModelParams()
+
+
+SEES = "models: {a: {file: a.gguf, mmproj: eyes.gguf}, b: {file: a.gguf}}"
+
+
+def test_model_with_a_projector_has_it_beside_its_file(project: Project) -> None:
+    write_tiny_gguf(project.path / "models" / "a.gguf")
+    write_tiny_mmproj(project.path / "models" / "eyes.gguf")
+    registry = registry_of(project, SEES)
+    assert registry.available["a"].mmproj is not None
+    assert registry.available["a"].mmproj.path == project.path / "models" / "eyes.gguf"
+    assert registry.available["b"].mmproj is None
+
+
+def test_model_whose_projector_cannot_be_used_is_left_out_with_the_reason(project: Project) -> None:
+    write_tiny_gguf(project.path / "models" / "a.gguf")
+    eyes = project.path / "models" / "eyes.gguf"
+    reasons = {}
+    reasons["missing"] = registry_of(project, SEES).missing["a"]
+    eyes.write_bytes(write_tiny_mmproj(project.path / "whole.gguf").read_bytes()[:-100])
+    reasons["truncated"] = registry_of(project, SEES).missing["a"]
+    write_tiny_gguf(eyes)
+    reasons["model"] = registry_of(project, SEES).missing["a"]
+    write_tiny_mmproj(eyes, vision=False)
+    reasons["deaf"] = registry_of(project, SEES).missing["a"]
+    assert {kind: missing.reason for kind, missing in reasons.items()} == {
+        "missing": "the file is missing",
+        "truncated": "truncated GGUF file (100 bytes are missing); fetch it again",
+        "model": "not the projector of a model that sees: it is a model of type 'llama'",
+        "deaf": "not the projector of a model that sees: it has no vision encoder",
+    }
+    assert {missing.path for missing in reasons.values()} == {eyes}
+
+
+@pytest.mark.parametrize("file", ["../eyes.gguf", "a/../../eyes.gguf"])
+def test_projector_must_not_lead_out_of_the_models_directory(project: Project, file: str) -> None:
+    write_tiny_gguf(project.path / "models" / "a.gguf")
+    with pytest.raises(ConfigError, match=f"model 'a': mmproj '{file}' leads out of the models directory"):
+        registry_of(project, f"models: {{a: {{file: a.gguf, mmproj: {file}}}}}")
+
+
+def test_projector_belongs_to_a_local_model(project: Project) -> None:
+    with pytest.raises(ConfigError, match="'mmproj' belongs to a local model, with a 'file'"):
+        registry_of(project, "models: {a: {provider: openai, mmproj: eyes.gguf}}")

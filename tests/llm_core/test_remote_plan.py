@@ -80,6 +80,15 @@ def test_what_a_remote_model_cannot_do_is_refused(project: Project, stage: str, 
     assert str(refusal.value).startswith(f"{project.path}/config/pipeline.yaml: base_pipeline.stages[0].{said}")
 
 
+def test_models_that_cannot_see_are_refused_and_those_that_say_so_are_not(project: Project) -> None:
+    seeing = MODELS.replace("model: gpt-tiny}", "model: gpt-tiny, images: true}")
+    assert plan(project, "{id: a, models: [gpt, claude], images: question}", models=seeing).stages[0].images
+    with pytest.raises(PlanError, match=r"model 'gpt' cannot see images; set 'images: true' at its provider in models"):
+        plan(project, "{id: a, models: [claude, gpt], images: question}")
+    with pytest.raises(PlanError, match=r"model 'm' cannot see images; give it an 'mmproj' in models"):
+        plan(project, "{id: a, model: claude, fallback: m, images: question}")
+
+
 def test_fallbacks_stand_in_under_the_same_name_with_what_they_take(project: Project) -> None:
     member = "{id: a, models: [{model: claude, instructions: Be kind.}, m], fallback: [gpt, m]}"
     first, _ = plan(project, member).calls

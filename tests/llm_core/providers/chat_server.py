@@ -55,4 +55,9 @@ def streamed(body: str) -> Response:
     return Response(body, content_type="text/event-stream")
 
 
+PNG = bytes.fromhex("89504e470d0a1a0a") + b"the rest"
+"""What is looked at of a PNG is how it begins."""
+PNG_BASE64 = "iVBORw0KGgp0aGUgcmVzdA=="
+"""By `base64` of coreutils."""
+
 ANSWER = sse(chunk("Frozen"), chunk(" water"), chunk(".", "stop"), USAGE)

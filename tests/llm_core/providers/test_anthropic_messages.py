@@ -29,7 +29,8 @@ from werkzeug import Request, Response
 
 from llm_core.constraints import schema_constraint
 from llm_core.errors import ConfigError, ContextOverflow, ProviderError, ProviderUnavailable, RequestRefused
-from tests.llm_core.providers.chat_server import KEY, provider, request
+from llm_core.images import make_image
+from tests.llm_core.providers.chat_server import KEY, PNG, PNG_BASE64, provider, request
 
 MODEL = "claude-tiny"
 
@@ -122,6 +123,15 @@ def test_request_is_one_that_the_types_allow_and_the_answer_is_read(httpserver: 
         "stop_sequences": ["\n"],
         "stream": True,
     }
+
+
+def test_images_stand_before_the_text(httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/v1/messages").respond_with_handler(answering(events("Ice.")))
+    claude(httpserver).generate(replace(request(), images=(make_image(PNG, "ice.png"),)))
+    assert sent(httpserver)["messages"][0]["content"] == [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG_BASE64}},
+        {"type": "text", "text": "What is ice?"},
+    ]
 
 
 def test_server_refuses_what_the_types_do_not_allow(httpserver: HTTPServer) -> None:

@@ -1,13 +1,15 @@
 """Any API that takes JSON: the body is a template, the answer a JSON pointer. Servers on loopback."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pytest_httpserver import HTTPServer
 
 from llm_core.errors import ConfigError, GenerationTimeout, ProviderError, ProviderUnavailable, RequestRefused
+from llm_core.images import make_image
 from llm_core.providers.registry import capabilities_of, remote_model
-from tests.llm_core.providers.chat_server import KEY, provider, request
+from tests.llm_core.providers.chat_server import KEY, PNG, PNG_BASE64, provider, request
 
 BODY = (
     '{"inputs": {{ prompt | tojson }}, "system": {{ system | tojson }}, "n": {{ max_tokens }}, "t": {{ temperature }}}'
@@ -35,6 +37,14 @@ def test_it_can_be_asked_for_what_its_template_uses() -> None:
     assert (plain.parameters, plain.response_schema) == ({"temperature"}, False)
     more = capabilities_of(remote_model("m", mapping | {"body": "[{{ seed }}, {{ response_schema | tojson }}]"}))
     assert (more.parameters, more.response_schema) == ({"seed"}, True)
+
+
+def test_images_are_urls_for_the_template(httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/say", json=[f"data:image/png;base64,{PNG_BASE64}"]).respond_with_json(
+        {"out": [{"text": "Ice."}]}
+    )
+    asked = replace(request(), images=(make_image(PNG, "ice.png"),))
+    assert provider(written(httpserver, body="{{ images | tojson }}")).generate(asked).text == "Ice."
 
 
 @pytest.mark.parametrize(

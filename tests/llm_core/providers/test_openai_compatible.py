@@ -20,7 +20,19 @@ from llm_core.errors import (
     ProviderUnavailable,
     RequestRefused,
 )
-from tests.llm_core.providers.chat_server import ANSWER, KEY, USAGE, chunk, provider, request, sse, streamed
+from llm_core.images import make_image
+from tests.llm_core.providers.chat_server import (
+    ANSWER,
+    KEY,
+    PNG,
+    PNG_BASE64,
+    USAGE,
+    chunk,
+    provider,
+    request,
+    sse,
+    streamed,
+)
 
 PATH = "/v1/chat/completions"
 SCHEMA = {
@@ -100,6 +112,15 @@ def test_address_may_come_from_the_environment(httpserver: HTTPServer) -> None:
     httpserver.expect_request(PATH).respond_with_response(streamed(ANSWER))
     found = {"OPENAI_COMPATIBLE_BASE_URL": httpserver.url_for("/v1")}
     assert provider({"type": "openai_compatible"}, found.get).generate(request()).text == "Frozen water."
+
+
+def test_images_stand_before_the_text(httpserver: HTTPServer) -> None:
+    httpserver.expect_request(PATH).respond_with_response(streamed(ANSWER))
+    provider(written(httpserver)).generate(replace(request(), images=(make_image(PNG, "ice.png"),)))
+    assert sent(httpserver)["messages"][1]["content"] == [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG_BASE64}"}},
+        {"type": "text", "text": "What is ice?"},
+    ]
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
