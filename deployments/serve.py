@@ -13,7 +13,7 @@ from deployments.processes import model_host, prefect_server
 from llm_core.documents import load_document
 from llm_core.errors import GgufFlowError
 from llm_core.pipeline import PipelineSpec, load_valid_pipelines
-from llm_core.plan import make_plan
+from llm_core.planner import make_plan
 from llm_core.registry import ModelsDocument, load_registry, models_directory
 from llm_core.settings import Settings
 

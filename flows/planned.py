@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_core.pipeline import PipelineSpec
-from llm_core.plan import Plan, make_plan
+from llm_core.plan import Plan
+from llm_core.planner import make_plan
 from llm_core.registry import ModelRegistry, load_registry
 from llm_core.rerun import of_stages
 from llm_core.settings import Settings

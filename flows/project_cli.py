@@ -12,7 +12,8 @@ from llm_core.memory_plan import memory_plan
 from llm_core.overrides import override
 from llm_core.pipeline import PipelineSpec, load_pipeline, load_pipelines
 from llm_core.pipeline_yaml import save_pipeline
-from llm_core.plan import make_plan
+from llm_core.plan_text import plan_text
+from llm_core.planner import make_plan
 from llm_core.registry import load_registry
 from llm_core.residency import plan_residency
 from llm_core.session_files import load_session
@@ -62,7 +63,7 @@ def _print_plan(spec: PipelineSpec, settings: Settings) -> None:
     planned = make_plan(spec, load_registry(settings), source=settings.pipeline_file)
     machine = read_machine()
     estimates = MemoryEstimates(settings.cache_folder)
-    print(planned)
+    print(plan_text(planned))
     print()
     try:
         within = budget(machine, settings.limits)

@@ -12,7 +12,7 @@ from flows.pools import run_pool
 from llm_core.circumstances import Circumstance, circumstances
 from llm_core.errors import InputError
 from llm_core.memory import MemoryEstimates
-from llm_core.plan import make_plan
+from llm_core.planner import make_plan
 from llm_core.replay import Replay, Verdict
 from llm_core.session_files import load_session, load_steps
 from llm_core.settings import Settings

@@ -11,7 +11,7 @@ from llm_core.dataset import read_items
 from llm_core.errors import InputError
 from llm_core.overrides import override
 from llm_core.pipeline import BASE, load_pipeline
-from llm_core.plan import make_plan
+from llm_core.planner import make_plan
 from llm_core.prompts import check_question
 from llm_core.registry import load_registry
 from llm_core.rerun import Changes, plan_rerun

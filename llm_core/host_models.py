@@ -8,7 +8,8 @@ from llm_core.machine import physical_cores
 from llm_core.memory import MemoryEstimates
 from llm_core.pipeline import PipelineSpec
 from llm_core.placement import place
-from llm_core.plan import Call, make_plan
+from llm_core.plan import Call
+from llm_core.planner import make_plan
 from llm_core.pool import ModelPool
 from llm_core.registry import ModelRegistry, load_registry
 from llm_core.settings import Settings

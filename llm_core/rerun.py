@@ -8,7 +8,8 @@ from llm_core.documents import near_name
 from llm_core.errors import InputError, SessionError
 from llm_core.overrides import override, replace_model
 from llm_core.pipeline import PipelineSpec
-from llm_core.plan import Plan, StagePlan, make_plan
+from llm_core.plan import Plan, StagePlan
+from llm_core.planner import make_plan
 from llm_core.registry import ModelRegistry
 from llm_core.session_files import load_session, load_steps
 from llm_core.session_images import Images, kept_images

@@ -58,7 +58,7 @@ def plain_loop(name: str) -> tuple[float, list[int]]:
     from llm_core.machine import budget
     from llm_core.memory import MemoryEstimates
     from llm_core.pipeline import load_pipeline
-    from llm_core.plan import make_plan
+    from llm_core.planner import make_plan
     from llm_core.pool import ModelPool
     from llm_core.prompts import chat, user_message
     from llm_core.registry import load_registry

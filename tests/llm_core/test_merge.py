@@ -10,7 +10,8 @@ from llm_core.call_params import Constraint
 from llm_core.errors import AggregationError, ContextOverflow
 from llm_core.merge import merged
 from llm_core.pipeline import load_pipeline
-from llm_core.plan import Call, StagePlan, make_plan
+from llm_core.plan import Call, StagePlan
+from llm_core.planner import make_plan
 from llm_core.ranking import RANKING_INSTRUCTIONS
 from llm_core.registry import load_registry
 from llm_core.session_records import StepRecord

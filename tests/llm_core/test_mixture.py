@@ -11,7 +11,9 @@ from llm_core.merge import merged
 from llm_core.mixture import LAYER_INSTRUCTIONS, all_answers, layer_instructions
 from llm_core.overrides import override
 from llm_core.pipeline import PipelineSpec, load_pipeline
-from llm_core.plan import Call, Plan, make_plan
+from llm_core.plan import Call, Plan
+from llm_core.plan_text import plan_text
+from llm_core.planner import make_plan
 from llm_core.registry import load_registry
 from llm_core.rerun import downstream
 from llm_core.session_records import StepRecord
@@ -144,7 +146,7 @@ def test_layers_that_cannot_be_are_one_line(project: Project, stages: str, messa
 
 
 def test_printed_plan_shows_the_layers(spec: PipelineSpec) -> None:
-    lines = [line for line in str(planned(spec)).splitlines() if line[:1].isdigit() or "└─" in line]
+    lines = [line for line in plan_text(planned(spec)).splitlines() if line[:1].isdigit() or "└─" in line]
     assert lines[2:5] == [
         "2. panel (layer 1)   reads question, draft   hands on answer_only",
         "   └─ all answers, for the next layer",

@@ -10,7 +10,9 @@ from llm_core.cascade import StopRule
 from llm_core.constraints import schema_constraint
 from llm_core.errors import ConfigError, PlanError
 from llm_core.pipeline import load_pipeline
-from llm_core.plan import Call, Plan, make_plan
+from llm_core.plan import Call, Plan
+from llm_core.plan_text import plan_text
+from llm_core.planner import make_plan
 from llm_core.registry import load_registry
 from llm_core.settings import Settings
 from tests.conftest import Project
@@ -287,7 +289,9 @@ def test_stage_may_have_retries_of_its_own(project: Project, stage: str, retries
 
 
 def test_printed_plan_shows_stages_members_parameters_and_the_one_that_answers(project: Project) -> None:
-    text = str(plan(project, ONE_MODEL, "{id: draft, model: m}", "{id: vote, models: [m, m], generation: {seed: 5}}"))
+    text = plan_text(
+        plan(project, ONE_MODEL, "{id: draft, model: m}", "{id: vote, models: [m, m], generation: {seed: 5}}")
+    )
     draft, vote = text.split("\n\n")[1:]
     assert draft.startswith("1. draft   reads question   hands on answer_only\n")
     assert vote.startswith("2. vote   reads question, draft   hands on answer_only   ← answer\n")
@@ -403,7 +407,9 @@ def test_cascade_stops_by_its_own_rule_and_not_below_the_quorum(
 
 
 def test_printed_cascade_says_who_is_asked_when(project: Project) -> None:
-    text = str(plan(project, TWO_MODELS, "{id: a, models: [m, n, m], aggregation: {type: cascade, threshold: 0.75}}"))
+    text = plan_text(
+        plan(project, TWO_MODELS, "{id: a, models: [m, n, m], aggregation: {type: cascade, threshold: 0.75}}")
+    )
     labels = [line.split(" (")[0].strip() for line in text.splitlines()[3:]]
     assert labels == [
         "├─ m",
@@ -451,7 +457,7 @@ def test_every_answer_of_a_stage_is_held_to_its_schema(project: Project, aggrega
     for call in held:
         assert call.constraint == schema_constraint({"type": "integer"}, think=True, on_truncation="complete")
     assert free.constraint is None
-    assert str(planned).count("by its response_schema") == len(held)
+    assert plan_text(planned).count("by its response_schema") == len(held)
 
 
 def test_synthesis_takes_neither_prompt_nor_instructions_of_its_stage(project: Project) -> None:
@@ -480,7 +486,7 @@ def test_stage_looks_at_images_with_models_that_see(project: Project) -> None:
         (),
     ]
     assert [call.load.mmproj for call in made.calls] == [str(eyes), str(eyes), str(eyes), None]
-    assert "looks at question, map.png, https://example.org/a.png" in str(made)
+    assert "looks at question, map.png, https://example.org/a.png" in plan_text(made)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from llm_core.errors import InsufficientMemory, PlanError
 from llm_core.machine import RAM
 from llm_core.memory import DeviceNeed, ModelNeed
 from llm_core.pipeline import load_pipeline
-from llm_core.plan import Plan, make_plan
+from llm_core.plan import Plan
+from llm_core.plan_text import plan_text
+from llm_core.planner import make_plan
 from llm_core.registry import load_registry
 from llm_core.residency import plan_residency
 from llm_core.settings import Settings
@@ -100,7 +102,7 @@ def test_fallbacks_stand_in_under_the_same_name_with_what_they_take(project: Pro
 
 
 def test_plan_shows_who_is_asked_where_and_who_stands_in(project: Project) -> None:
-    shown = str(plan(project, "{id: a, model: gpt, fallback: m, generation: {max_tokens: 9}}"))
+    shown = plan_text(plan(project, "{id: a, model: gpt, fallback: m, generation: {max_tokens: 9}}"))
     assert "└─ gpt (openai: gpt-tiny): temperature 0.7 · max_tokens 9 · else m" in shown
 
 
