@@ -31,7 +31,8 @@ from llm_core.session_images import Images
 from llm_core.session_records import DatasetRef
 from llm_core.settings import Settings
 from llm_core.step_log import StepLog
-from tasks.dataset_run import DatasetRun, StepSummary
+from tasks.dataset_pass import StepSummary
+from tasks.dataset_run import DatasetRun
 from tasks.dataset_steps import aggregate_items, generate_items
 from tasks.generate import stage_files
 from tasks.preflight import preflight

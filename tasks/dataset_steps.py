@@ -15,7 +15,8 @@ from llm_core.prompts import check_question
 from llm_core.session_records import StepRecord
 from tasks.aggregate import threads_of
 from tasks.ask import Question, ask
-from tasks.dataset_run import DatasetRun, Pass, StepSummary
+from tasks.dataset_pass import Pass, StepSummary
+from tasks.dataset_run import DatasetRun
 from tasks.generate import member_answer, member_question
 from tasks.preflight import Admission
 
