@@ -68,6 +68,10 @@ class AggregationError(GgufFlowError):
     """The answers of a stage could not be merged."""
 
 
+class NotWaitedFor(GgufFlowError):
+    """A member was still at it when its stage's quorum had answered and waited long enough."""
+
+
 class SessionError(GgufFlowError):
     """A session cannot be written or read."""
 

@@ -68,6 +68,8 @@ class StagePlan:
     """Whether the run waits for a person after this stage."""
     quorum: int = 1
     """So many members must answer for the stage to go on."""
+    quorum_wait_s: float | None = None
+    """How long the others are waited for then; `None`: until they end."""
     layer_of: str | None = None
     """The stage that this is an earlier layer of."""
     layer_before: str | None = None

@@ -109,6 +109,7 @@ class _Planner:
             retries=self.spec.retries if stage.retries is None else stage.retries,
             approve=stage.approve,
             quorum=self._quorum(where, stage, len(calls)),
+            quorum_wait_s=stage.quorum_wait_s,
             images=stage.images or (),
         )
 

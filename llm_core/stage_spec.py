@@ -120,6 +120,9 @@ class StageSpec(Document):
     approve: bool = Field(False, description="a person looks at the answer, and may edit it, before the run goes on")
     retries: int | None = Field(None, ge=0, le=100, description="of a step whose model process crashed")
     quorum: int | None = Field(None, ge=1, description="so many members must answer; left out: all")
+    quorum_wait_s: float | None = Field(
+        None, ge=0, description="once they have, how long the others are waited for; unset: until they end"
+    )
     member_timeout_s: float | None = Field(None, gt=0, description="a member that takes longer has no answer")
     fallback: tuple[str, ...] = Field((), description="models that are asked, in turn, where one gives no answer")
     layers: int = Field(1, ge=1, le=10, description="rounds, in each of which all see the answers of the one before")
@@ -164,6 +167,10 @@ class StageSpec(Document):
             raise ValueError("takes either 'response_schema' or 'grammar', not both")
         if self.aggregation and self.aggregation.type == "field_vote" and self.response_schema is None:
             raise ValueError("aggregation 'field_vote' needs 'response_schema' beside it")
+        if self.quorum_wait_s is not None and self.quorum is None:
+            raise ValueError("'quorum_wait_s' needs 'quorum' beside it")
+        if self.quorum_wait_s is not None and self.aggregation and self.aggregation.type == "cascade":
+            raise ValueError("'quorum_wait_s' has no sense in a cascade, which asks one member after another")
         for key in ("think", "on_truncation"):
             if getattr(self, key) and not constraints:
                 raise ValueError(f"'{key}' needs 'response_schema' or 'grammar' beside it")

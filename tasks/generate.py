@@ -1,7 +1,7 @@
 """One model answers in one stage."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefect import task
@@ -42,9 +42,20 @@ def generate(
     """
     watched = Watched(run, stage, call, f"{stage.id}: {call.member}")
     asked = member_question(stage, call, question, admission, input_texts(inputs), run.images)
-    answer = member_answer(run, asked, question, input_texts(inputs), is_last_try(), watched.token)
+    is_last, quorum = is_last_try(), run.quorums.get(stage.id)
+
+    def answer_it(check: Callable[[], None]) -> StepRecord:
+        def token(text: str, n_tokens: int) -> None:
+            check()
+            watched.token(text, n_tokens)
+
+        return member_answer(run, asked, question, input_texts(inputs), is_last, token)
+
+    answer = quorum.wait_for(answer_it) if quorum else answer_it(lambda: None)
     watched.end(answer)
     record(run, answer, stage_files(stage)[call.member])
+    if quorum:
+        quorum.answered()
     return answer
 
 

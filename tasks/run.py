@@ -16,6 +16,7 @@ from llm_core.residency import Residency, StageResidency
 from llm_core.session import Session
 from llm_core.session_images import kept_images
 from llm_core.session_records import StepRecord
+from tasks.quorum import Quorum
 
 
 class Progress(Protocol):
@@ -80,6 +81,8 @@ class Run:
         perhaps = {call for stage in plan.stages for call in stage.calls} - surely
         self.surely_asked = {p.load for p in placements if not p.call.cache and p.call not in perhaps}
         """Loads that somebody will ask, whatever `cache` knows and others answer."""
+        self.quorums = {stage.id: Quorum(stage, self._n_done(stage)) for stage in plan.stages if _hurries(stage)}
+        """Of the stages that do not wait for all of their members."""
         self.images = kept_images(session.path, session.record.images)
         """Of all items of a dataset, those that the pipeline names."""
 
@@ -94,8 +97,13 @@ class Run:
 
     def is_done(self, stage: StagePlan) -> bool:
         """Whether every member that is surely asked has answered already, before this flow run was retried."""
-        names = (f"{stage.number} {stage.id}: {call.member}" for call in stage.surely_asked)
-        return all(name in self.session.record.files for name in names)
+        return all(self._is_done(stage, call) for call in stage.surely_asked)
+
+    def _n_done(self, stage: StagePlan) -> int:
+        return sum(self._is_done(stage, call) for call in stage.calls)
+
+    def _is_done(self, stage: StagePlan, call: Call) -> bool:
+        return f"{stage.number} {stage.id}: {call.member}" in self.session.record.files
 
     def stage(self, stage_id: str) -> StageResidency:
         return next(stage for stage in self.residency.stages if stage.stage == stage_id)
@@ -108,3 +116,7 @@ class Run:
         free = self.pool.free_now()
         held = {name: sum(r.bytes.get(name, 0) for r in self.pool.status()) for name in free}
         return {name: min(size, free.get(name, size) + held.get(name, 0)) for name, size in self.pool.budget.items()}
+
+
+def _hurries(stage: StagePlan) -> bool:
+    return stage.may_miss and stage.quorum_wait_s is not None

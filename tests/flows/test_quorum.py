@@ -1,19 +1,30 @@
 """A stage goes on when enough of its members have answered, and says so. Real model, real Prefect server."""
 
 import json
+import re
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from pytest_httpserver import HTTPServer
+from werkzeug import Response
 
 from flows.batch import batch
 from flows.pipeline import compile_flow
 from flows.rerun import rerun
 from flows.result import PipelineFailed, PipelineResult
+from llm_core.call_params import SamplingParams
+from llm_core.errors import ConfigError, ContextOverflow, NotWaitedFor
 from llm_core.pipeline import load_pipeline
+from llm_core.plan import Call, StagePlan
 from llm_core.session_files import load_session
+from llm_core.session_records import StepRecord
 from llm_core.settings import Settings
+from tasks.quorum import Quorum
 from tests.conftest import Project
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -102,3 +113,72 @@ async def test_item_of_a_dataset_goes_on_with_the_quorum(panel: Project) -> None
     (row,) = (json.loads(line)["result"] for line in result.output.read_text().splitlines())
     assert (row["error"], row["degraded"]) == (None, [SAID])
     assert set(row["steps"]["panel"]["members"]) == {"a", "b"}
+
+
+async def test_others_are_waited_for_no_longer_than_the_stage_says(panel: Project, httpserver: HTTPServer) -> None:
+    """The server of `far` keeps silent for a minute, or until the test is over."""
+    over = threading.Event()
+    httpserver.expect_request("/v1/chat/completions").respond_with_handler(lambda asked: over.wait(60) and Response())
+    provider = f"{{type: openai_compatible, base_url: '{httpserver.url_for('/v1')}'}}"
+    panel.models(f"{MODELS}  far: {{provider: {provider}}}\n")
+    panel.pipeline(PIPELINE.replace("short], quorum: 2", "far], quorum: 2, quorum_wait_s: 0.5"))
+    started = time.monotonic()
+    result = await run()
+    over.set()
+    assert time.monotonic() - started < 50, "or it would have waited for the minute"
+    (note,) = result.degraded
+    assert note == (
+        "panel: 2 of 3 members answered, and its quorum is 2: "
+        "far: not waited for: 2 answered, and quorum_wait_s (0.5) is over"
+    )
+    merged = json.loads((result.session_path / "step1_aggregation.json").read_text())
+    assert set(merged["aggregation"]["candidates"]) == {"a", "b"}
+
+
+async def test_answer_under_way_is_ended_when_nobody_waits_for_it(panel: Project) -> None:
+    endless = "{model: b, generation: {n_ctx: 4096, max_tokens: 4000, temperature: 5, top_k: 0, top_p: 1, min_p: 0}}"
+    panel.pipeline(PIPELINE.replace("b, short], quorum: 2", f"{endless}], quorum: 1, quorum_wait_s: 0"))
+    (note,) = (await run()).degraded
+    assert note.endswith("b: not waited for: 1 answered, and quorum_wait_s (0) is over")
+
+
+def hurried(n_before: int = 0, wait_s: float = 0.0) -> Quorum:
+    calls = tuple(Call(name, name, None, SamplingParams()) for name in "abc")
+    return Quorum(StagePlan("s", 1, (), calls, "answer_only", None, 0, quorum=2, quorum_wait_s=wait_s), n_before)
+
+
+def test_quorum_counts_what_an_earlier_try_has_left() -> None:
+    quorum = hurried(n_before=1)
+    quorum.check()
+    quorum.answered()
+    with pytest.raises(NotWaitedFor):
+        quorum.check()
+
+
+def test_others_have_the_time_that_is_left() -> None:
+    quorum = hurried(n_before=2, wait_s=60)
+    quorum.check()
+
+
+def test_error_of_a_member_in_time_is_its_own() -> None:
+    def fail(check: Callable[[], None]) -> StepRecord:
+        raise ContextOverflow("too long")
+
+    with pytest.raises(ContextOverflow, match="too long"):
+        hurried().wait_for(fail)
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ("models: [a, b], quorum_wait_s: 1", "'quorum_wait_s' needs 'quorum' beside it"),
+        (
+            "models: [a, b], quorum: 1, quorum_wait_s: 1, aggregation: cascade",
+            "'quorum_wait_s' has no sense in a cascade, which asks one member after another",
+        ),
+    ],
+)
+def test_wait_without_a_quorum_is_refused(panel: Project, stage: str, said: str) -> None:
+    path = panel.pipeline(f"base_pipeline: {{stages: [{{id: s, {stage}}}]}}")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_pipeline(path)
