@@ -1,6 +1,7 @@
 """Messages to the exact prompt, by the chat template that the GGUF carries."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from jinja2 import TemplateError
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
@@ -26,19 +27,28 @@ class ChatTemplate:
             raise ModelLoadError(f"the chat template in the file is not valid: {error}") from None
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
-        """The prompt. A template that refuses the system role gets its text at the head of the first message.
+        """The prompt. A template that refuses the system role gets its text at the head of the first message, and one
+        that leaves texts out, as those of models that see may, gets them as lists of parts.
 
         Raises:
             ModelLoadError: the template refuses these messages.
         """
         try:
-            return self._render(messages)
+            return self._whole(messages)
         except (TemplateError, ValueError, TypeError) as refusal:
             if messages[0][0] != "system":
                 raise ModelLoadError(f"the chat template in the file refuses this chat: {refusal}") from None
         (_, system), (role, first), *rest = messages
         return self.render([(role, f"{system}\n\n{first}"), *rest])
 
-    def _render(self, messages: Sequence[tuple[str, str]]) -> str:
+    def _whole(self, messages: Sequence[tuple[str, str]]) -> str:
+        prompt, last = self._render(messages), messages[-1][1].strip()
+        if last not in prompt:
+            with suppress(TemplateError, ValueError, TypeError):
+                in_parts = self._render([(role, [{"type": "text", "text": text}]) for role, text in messages])
+                return in_parts if last in in_parts else prompt
+        return prompt
+
+    def _render(self, messages: Sequence[tuple[str, object]]) -> str:
         chat = [{"role": role, "content": content} for role, content in messages]
         return str(self._formatter(messages=chat).prompt)

@@ -28,15 +28,17 @@ def main() -> None:
 def _measure(load: LoadParams) -> dict[str, Any]:
     from llm_core.llama_model import LlamaModel
     from llm_core.machine import peak_rss_bytes, process_vram_bytes
-    from llm_core.memory_breakdown import memory_breakdown
+    from llm_core.memory_breakdown import memory_breakdown, projector_memory
 
     try:
         llama = LlamaModel(load, dry_run=True)
         uses = memory_breakdown(llama.context)
+        projector = projector_memory(load) if load.mmproj else {}
     except (GgufFlowError, LookupError) as error:
         return {"error": str(error)}
     return {
         "buffers": [dataclasses.asdict(use) for use in uses],
+        "projector": projector,
         # Logits of one token per sequence, which llama.cpp allocates at the first decode.
         "output_bytes": llama.n_vocab * 4 * load.sequences,
         "process_ram_bytes": peak_rss_bytes(),

@@ -3,7 +3,8 @@
 import os
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import llama_cpp
 
@@ -13,6 +14,7 @@ from llm_core.errors import (
     ContextOverflow,
     GenerationTimeout,
     GgufFlowError,
+    InputError,
     ModelCrashed,
     ModelOutOfMemory,
 )
@@ -22,8 +24,12 @@ from llm_core.kv_cache import MIN_SHARED, KVCache, common_prefix
 from llm_core.llama_model import BATCH_TOKENS, LlamaModel, llama_cpp_build
 from llm_core.machine import peak_rss_bytes, process_vram_bytes
 from llm_core.out_of_memory import is_out_of_memory
+from llm_core.prompt_pieces import ImagePiece, Prompt
 from llm_core.sampler import make_sampler
 from llm_core.text_stream import TextStream, split_reasoning
+
+if TYPE_CHECKING:
+    from llm_core.vision import Vision
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,7 @@ class _Answer:
 
     id: int
     request: GenerateRequest
-    prompt: str
-    tokens: list[int]
+    prompt: Prompt
     seed: int
     arrived: float
     stream: TextStream
@@ -77,11 +82,23 @@ class _Answer:
     """Tokens of its prompt that were in its sequence when it came."""
     n_past: int = 0
     """Tokens of it in the KV cache."""
+    shift: int = 0
+    """Where the next token stands, less the tokens before it."""
     completion: list[int] = field(default_factory=list)
     first_token: float = 0.0
     last_token: float = 0.0
     output_index: int = -1
     """Where in the batch its logits stand; -1 when it has none this step."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of the prompt."""
+        return self.prompt.tokens
+
+    @property
+    def image(self) -> ImagePiece | None:
+        """The next that is to be put into the KV cache."""
+        return self.prompt.images[0] if self.prompt.images else None
 
 
 class Engine:
@@ -94,6 +111,7 @@ class Engine:
         started = time.perf_counter()
         self.load, self.threads = load, 1
         self.llama = LlamaModel(load)
+        self._vision = _vision(load, self.llama)
         self.build = llama_cpp_build()
         self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
         self._kv = KVCache(self.llama.context, load.sequences)
@@ -111,22 +129,31 @@ class Engine:
         """Queue a request; one that cannot run fails at the next step."""
         arrived = time.perf_counter()
         try:
-            prompt = self.llama.template.render(request.messages)
-            tokens = self.llama.tokenize(prompt)
-            if len(tokens) >= self.load.n_ctx:
+            prompt = self._prompt(request)
+            n_tokens = len(prompt.tokens)
+            if n_tokens >= self.load.n_ctx:
                 raise ContextOverflow(
-                    f"the prompt has {len(tokens)} tokens and n_ctx is {self.load.n_ctx}; raise n_ctx or shorten it"
+                    f"the prompt has {n_tokens} tokens and n_ctx is {self.load.n_ctx}; raise n_ctx or shorten it"
                 )
             sampling, guide = request.sampling, None
             if request.constraint:
-                room = min(sampling.max_tokens, self.load.n_ctx - len(tokens))
-                guide = self._guides.guide(request.constraint, prompt, room)
+                room = min(sampling.max_tokens, self.load.n_ctx - n_tokens)
+                guide = self._guides.guide(request.constraint, prompt.text, room)
         except GgufFlowError as error:
             self._failed.append(Failed(id, error))
             return
         seed = random.SystemRandom().randrange(MAX_SEED + 1) if sampling.seed is None else sampling.seed
         stream = TextStream(() if guide and guide.thinking else sampling.stop)
-        self._waiting.append(_Answer(id, request, prompt, tokens, seed, arrived, stream, guide))
+        request = replace(request, images=())  # they are in the prompt
+        self._waiting.append(_Answer(id, request, prompt, seed, arrived, stream, guide))
+
+    def _prompt(self, request: GenerateRequest) -> Prompt:
+        if not request.images:
+            text = self.llama.template.render(request.messages)
+            return Prompt(text, self.llama.tokenize(text))
+        if self._vision is None:
+            raise InputError("it cannot see images; give it an 'mmproj' in models.yaml")
+        return self._vision.prompt(request.messages, request.images)
 
     def cancel(self, id: int) -> None:
         """Drop a request; it gives no further event."""
@@ -141,11 +168,14 @@ class Engine:
         if not self._active:
             return events
         self._close_gaps()
-        self._fill_batch()
         self.llama.use_threads(self._threads())
+        events += self._see()
+        self._fill_batch()
+        if self._batch.n_tokens == 0:
+            return events
         status = llama_cpp.llama_decode(self.llama.context, self._batch)
         if status != 0:
-            return events + self._fail_all(f"llama_decode returned {status}")
+            return events + self._fail(list(self._active), f"llama_decode returned {status}")
         for answer in list(self._active):
             if answer.output_index >= 0:
                 events += self._take_token(answer)
@@ -155,6 +185,23 @@ class Engine:
         """Who decodes alone keeps to its own number: attention over long contexts is summed in as many parts."""
         first = self._active[0].request
         return min(self.threads, first.threads) if first.sampling.alone else self.threads
+
+    def _see(self) -> list[Event]:
+        """Put one image into the KV cache; the answers beside it go on between one image and the next."""
+        for answer in self._active:
+            image = answer.image
+            if image and answer.n_past == image.at:
+                assert self._vision
+                self._vision.use_threads(self._threads())
+                status = self._vision.decode(image, answer.n_past + answer.shift, answer.sequence)
+                if status != 0:
+                    return self._fail([answer], f"an image could not be decoded ({status})")
+                self._kv.held[answer.sequence] += answer.tokens[image.at : image.at + image.n_tokens]
+                answer.n_past += image.n_tokens
+                answer.shift += image.n_positions - image.n_tokens
+                answer.prompt.images.pop(0)
+                break
+        return []
 
     def _join_waiting(self) -> list[Event]:
         """In order of arrival. Who is to decode alone waits until all have left, and all behind it wait for it."""
@@ -172,12 +219,13 @@ class Engine:
 
     def _will_share(self, answer: _Answer) -> bool:
         """Whether someone is just prefilling what `answer` begins with: then it waits, and has it copied."""
-        coming = [common_prefix(a.tokens, answer.tokens) for a in self._active if a.n_past < len(a.tokens)]
-        return bool(coming) and max(coming) - self._kv.shared(answer.tokens) > MIN_SHARED
+        beginning = answer.prompt.beginning
+        coming = [common_prefix(a.tokens, beginning) for a in self._active if a.n_past < len(a.tokens)]
+        return bool(coming) and max(coming) - self._kv.shared(beginning) > MIN_SHARED
 
     def _join(self, answer: _Answer, *, share: bool) -> None:
         answer.started = time.perf_counter()
-        answer.sequence, answer.n_cached = self._kv.take(answer.tokens, share=share)
+        answer.sequence, answer.n_cached = self._kv.take(answer.prompt.beginning, share=share)
         answer.n_past = answer.n_cached
         answer.sampler = make_sampler(
             answer.request.sampling,
@@ -209,8 +257,9 @@ class Engine:
         share = 0
         for answer in self._active:
             if not answer.completion:
-                share = share or len(answer.tokens) - answer.n_past
-                chunks[answer.id] = min(share, room, len(answer.tokens) - answer.n_past)
+                pending = (answer.image.at if answer.image else len(answer.tokens)) - answer.n_past
+                share = share or pending
+                chunks[answer.id] = min(share, room, pending)
                 room -= chunks[answer.id]
         self._batch.n_tokens = 0
         for answer in sorted(self._active, key=lambda a: a.sequence):
@@ -221,7 +270,7 @@ class Engine:
         batch = self._batch
         for token in pending[:n_tokens]:
             at = batch.n_tokens
-            batch.token[at], batch.pos[at], batch.logits[at] = token, answer.n_past, 0
+            batch.token[at], batch.pos[at], batch.logits[at] = token, answer.n_past + answer.shift, 0
             batch.n_seq_id[at], batch.seq_id[at][0] = 1, answer.sequence
             batch.n_tokens = at + 1
             answer.n_past += 1
@@ -265,7 +314,7 @@ class Engine:
             answer.stream.push(b"", last=True)
             text, reasoning = answer.stream.text.strip(), None
             if answer.request.strip_reasoning:
-                opened = "<think>" if answer.prompt.rstrip().endswith("<think>") else ""  # by the chat template
+                opened = "<think>" if answer.prompt.text.rstrip().endswith("<think>") else ""  # by the chat template
                 text, reasoning = split_reasoning(opened + text)
             return [self._finished(answer, reason, text, reasoning)]
         stream = TextStream() if answer.guide.thinking else answer.stream
@@ -282,7 +331,7 @@ class Engine:
             reasoning=reasoning,
             finish_reason=reason,
             build=self.build,
-            prompt=answer.prompt,
+            prompt=answer.prompt.text,
             prompt_tokens=len(answer.tokens),
             cached_prompt_tokens=answer.n_cached,
             completion_tokens=n,
@@ -310,10 +359,18 @@ class Engine:
                 events.append(Failed(answer.id, GenerationTimeout(f"no end after timeout_s {timeout_s:g}; {done}")))
         return events
 
-    def _fail_all(self, reason: str) -> list[Event]:
+    def _fail(self, answers: list[_Answer], reason: str) -> list[Event]:
         reason = f"{reason}: {self.llama.last_error()}"
         error_class = ModelOutOfMemory if is_out_of_memory(reason) else ModelCrashed
-        events: list[Event] = [Failed(answer.id, error_class(reason)) for answer in self._active]
-        for answer in list(self._active):
+        events: list[Event] = [Failed(answer.id, error_class(reason)) for answer in answers]
+        for answer in answers:
             self._leave(answer, clear=True)
         return events
+
+
+def _vision(load: LoadParams, llama: LlamaModel) -> "Vision | None":
+    if load.mmproj is None:
+        return None
+    from llm_core.vision import Vision  # loads another library
+
+    return Vision(load, llama)

@@ -16,15 +16,15 @@ BATCH_TOKENS = 512
 """Most tokens in one decode call; llama.cpp's own default for a micro-batch."""
 
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type of ggml.h
-_FLASH_ATTENTION = {None: -1, False: 0, True: 1}  # llama_flash_attn_type of llama.h; -1 is auto
+FLASH_ATTENTION = {None: -1, False: 0, True: 1}  # llama_flash_attn_type of llama.h; -1 is auto
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR of ggml.h
 _errors: deque[str] = deque(maxlen=20)
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _keep_errors(level: int, text: bytes, _: object) -> None:
+def keep_errors(level: int, text: bytes, _: object) -> None:
     if level == _ERROR_LEVEL:
-        _errors.append(text.decode("utf-8", "replace").strip())
+        _errors.append(" ".join(text.decode("utf-8", "replace").split()))
         os.write(2, text)  # ggml's CUDA errors are logged and then abort: only stderr outlives that
 
 
@@ -37,7 +37,7 @@ class LlamaModel:
 
     def __init__(self, load: LoadParams, *, dry_run: bool = False) -> None:
         """With `dry_run` nothing is allocated: llama.cpp only reckons what it would."""
-        llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+        llama_cpp.llama_log_set(keep_errors, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = load.n_gpu_layers
@@ -45,7 +45,7 @@ class LlamaModel:
             params.no_alloc, params.load_mode = True, llama_cpp.LLAMA_LOAD_MODE_NONE  # mmap with no_alloc aborts
         model = llama_cpp.llama_model_load_from_file(load.path.encode(), params)
         if not model:
-            raise _load_error(f"llama.cpp cannot load {load.path}: {_last_error()}")
+            raise load_error(f"llama.cpp cannot load {load.path}: {first_error()}")
         self.model = model
         self.vocab = llama_cpp.llama_model_get_vocab(model)
         self.context = self._make_context(load)
@@ -64,12 +64,12 @@ class LlamaModel:
         params.n_batch = params.n_ubatch = min(BATCH_TOKENS, params.n_ctx)
         params.n_outputs_max = load.sequences  # one per sequence is read; the default reserves logits for a whole batch
         params.type_k = params.type_v = _KV_TYPES[load.kv_type]
-        params.flash_attn_type = _FLASH_ATTENTION[load.flash_attention]
+        params.flash_attn_type = FLASH_ATTENTION[load.flash_attention]
         context = llama_cpp.llama_init_from_model(self.model, params)
         if not context:
-            raise _load_error(
+            raise load_error(
                 f"llama.cpp cannot make a context of {load.sequences} × {load.n_ctx} tokens for {load.path}: "
-                f"{_last_error()}; lower n_ctx"
+                f"{first_error()}; lower n_ctx"
             )
         return context
 
@@ -113,13 +113,18 @@ class LlamaModel:
         return "" if token < 0 else self._piece(token, special=True).decode("utf-8", "replace")
 
 
-def _load_error(message: str) -> ModelLoadError | ModelOutOfMemory:
+def load_error(message: str) -> ModelLoadError | ModelOutOfMemory:
     return ModelOutOfMemory(message) if is_out_of_memory(" ".join(_errors)) else ModelLoadError(message)
 
 
-def _last_error() -> str:
-    """llama.cpp's last words that say something: the most specific error comes first in its log."""
+def first_error() -> str:
+    """llama.cpp's words that say most: the most specific error comes first in its log."""
     return _errors[0] if _errors else "no reason given"
+
+
+def forget_errors() -> None:
+    """What was logged so far is not what the next thing fails by."""
+    _errors.clear()
 
 
 def llama_cpp_build() -> str:

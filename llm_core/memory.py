@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,8 @@ CUDA_CONTEXT_BYTES = 500 * 2**20
 """VRAM of a process's CUDA context and kernels where NVML does not tell; an assumption, large on purpose."""
 FORMULA_PROCESS_BYTES = 80 * 2**20
 """RAM of the child's Python, libraries and vocabulary, for the formula: SmolLM2's child was measured at 60 MiB."""
+IMAGE_BYTES = 80 * 2**20
+"""RAM in which an image is unpacked: a photo of 12 megapixels, measured as PNG; more for several at once."""
 _KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 """Per value: ggml blocks of 32 values take 34 (q8_0) and 18 (q4_0) bytes."""
 
@@ -127,7 +129,8 @@ class MemoryEstimates:
             return None
 
     def _estimate_file(self, load: LoadParams) -> Path:
-        return self._folder / f"{_fingerprint(Path(load.path), asdict(load), llama_cpp_version())}.json"
+        projector = _fingerprint(Path(load.mmproj)) if load.mmproj else None
+        return self._folder / f"{_fingerprint(Path(load.path), asdict(load), projector, llama_cpp_version())}.json"
 
     def _measured_file(self, path: Path) -> Path:
         return self._folder / f"{_fingerprint(path)}.measured.json"
@@ -178,12 +181,33 @@ def _need(load: LoadParams, answer: dict[str, Any]) -> ModelNeed:
     ram_uses = [use for use in answer["buffers"] if use not in gpu_uses]
     ram = _sum(ram_uses, answer["process_ram_bytes"])
     ram = replace(ram, compute_bytes=ram.compute_bytes + answer["output_bytes"])
+    on_cpu, on_gpu = _projector(load, answer["projector"])
+    ram = _plus(ram, on_cpu)
     if not gpu_uses:
         # The whole file is mapped, header and the originals of repacked tensors too.
         repacked = sum(use["weights_bytes"] for use in ram_uses if use["buffer"] != "CPU")
-        return ModelNeed(replace(ram, weights_bytes=gguf.size_bytes + repacked))
+        return ModelNeed(replace(ram, weights_bytes=gguf.size_bytes + repacked + on_cpu.weights_bytes))
     process = answer["process_vram_bytes"] or CUDA_CONTEXT_BYTES
-    return ModelNeed(ram, _sum(gpu_uses, process), load.gpu)
+    return ModelNeed(ram, _plus(_sum(gpu_uses, process), on_gpu), load.gpu)
+
+
+def _projector(load: LoadParams, by_device: dict[str, int]) -> tuple[DeviceNeed, DeviceNeed]:
+    """(RAM, VRAM) of the model's eyes: as llama.cpp says, and an image as it is unpacked."""
+    if load.mmproj is None:
+        return DeviceNeed(), DeviceNeed()
+    weights_bytes = read_gguf(Path(load.mmproj)).tensor_bytes
+    vram_bytes = sum(size for name, size in by_device.items() if _on_gpu(name))
+    ram_bytes = sum(by_device.values()) - vram_bytes
+    on_gpu = min(weights_bytes, vram_bytes)
+    on_cpu = min(weights_bytes - on_gpu, ram_bytes)
+    return (
+        DeviceNeed(weights_bytes=on_cpu, compute_bytes=ram_bytes - on_cpu + IMAGE_BYTES),
+        DeviceNeed(weights_bytes=on_gpu, compute_bytes=vram_bytes - on_gpu),
+    )
+
+
+def _plus(left: DeviceNeed, right: DeviceNeed) -> DeviceNeed:
+    return DeviceNeed(*(a + b for a, b in zip(astuple(left), astuple(right), strict=True)))
 
 
 def _on_gpu(buffer: str) -> bool:
@@ -201,6 +225,8 @@ def _sum(uses: list[dict[str, Any]], process_bytes: int) -> DeviceNeed:
 def formula(gguf: GgufFile, load: LoadParams) -> ModelNeed:
     """The need reckoned from the header, for files that a dry run refuses; generous rather than exact.
 
+    A projector: its file, a quarter of it again to compute in, and an image as it is unpacked.
+
     KV: per layer and token one key and one value vector for each KV head (llama.cpp, src/llama-kv-cache.cpp). Compute:
     the widest activations of a micro-batch of 512, f32, four at a time. On a GPU weights and KV go by layers.
     """
@@ -214,14 +240,17 @@ def formula(gguf: GgufFile, load: LoadParams) -> ModelNeed:
     kv_bytes = int(n_layers * kv_heads * head_values * _KV_BYTES[load.kv_type] * load.context_cells)
     width = max(embedding, _largest(gguf.of_architecture("feed_forward_length")) or 0)
     compute_bytes = 4 * 512 * width * 4
+    size = read_gguf(Path(load.mmproj)).size_bytes if load.mmproj else 0
+    projector, unpacked = DeviceNeed(weights_bytes=size, compute_bytes=size // 4), IMAGE_BYTES if load.mmproj else 0
     if load.gpu is None or load.n_gpu_layers == 0:
-        return ModelNeed(DeviceNeed(gguf.size_bytes, kv_bytes, compute_bytes, FORMULA_PROCESS_BYTES), source="formula")
+        need = DeviceNeed(gguf.size_bytes, kv_bytes, compute_bytes + unpacked, FORMULA_PROCESS_BYTES)
+        return ModelNeed(_plus(need, projector), source="formula")
     share = 1.0 if load.n_gpu_layers < 0 else min(1.0, load.n_gpu_layers / (n_layers + 1))
     ram = DeviceNeed(
-        int(gguf.size_bytes * (1 - share)), int(kv_bytes * (1 - share)), compute_bytes, FORMULA_PROCESS_BYTES
+        int(gguf.size_bytes * (1 - share)), int(kv_bytes * (1 - share)), compute_bytes + unpacked, FORMULA_PROCESS_BYTES
     )
     vram = DeviceNeed(int(gguf.tensor_bytes * share), int(kv_bytes * share), compute_bytes, CUDA_CONTEXT_BYTES)
-    return ModelNeed(ram, vram, load.gpu, source="formula")
+    return ModelNeed(ram, _plus(vram, projector), load.gpu, source="formula")
 
 
 def _largest(value: Any) -> int | None:

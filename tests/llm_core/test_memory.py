@@ -1,5 +1,6 @@
 """What a model needs: llama.cpp's own account, held against real loads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,14 @@ from llm_core import memory
 from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.generation import GenerateRequest
 from llm_core.gguf_file import read_gguf
+from llm_core.images import make_image
 from llm_core.machine import read_machine
-from llm_core.memory import MemoryEstimates, formula
+from llm_core.memory import IMAGE_BYTES, MemoryEstimates, formula
 from llm_core.resident import ResidentStatus
 from llm_core.status_board import StatusBoard, read_board
 from llm_core.worker import ModelWorker
+from tests.llm_core.pictures import png
+from tests.llm_core.tiny_mmproj import write_tiny_mmproj
 
 MIB = 2**20
 KV_BYTES_PER_TOKEN = 30 * 3 * (64 + 64) * 2
@@ -56,6 +60,41 @@ def test_prediction_is_that_of_a_real_load(
     worker.close()
     assert predicted == pytest.approx(measured, rel=0.08)
     assert predicted > 0.98 * measured
+
+
+def test_projector_counts_with_its_weights_and_what_it_and_an_image_take(
+    smollm: Path, estimates: MemoryEstimates, tmp_path: Path
+) -> None:
+    blind = LoadParams(str(smollm), 512)
+    sees = replace(blind, mmproj=str(write_tiny_mmproj(tmp_path / "eyes.gguf")))
+    without, need = estimates.need(blind).ram, estimates.need(sees).ram
+    assert need.weights_bytes - without.weights_bytes == 1_498_624  # of its 26 tensors, as llama.cpp loads them
+    computing = need.compute_bytes - without.compute_bytes - IMAGE_BYTES
+    assert computing == pytest.approx(0.07 * MIB, abs=0.005 * MIB)  # as llama.cpp says when it loads it
+    assert need.kv_bytes == without.kv_bytes
+    write_tiny_mmproj(tmp_path / "eyes.gguf", "gemma3")
+    assert MemoryEstimates(tmp_path).need(sees).ram.weights_bytes < need.weights_bytes, "another file by the same name"
+
+
+def test_prediction_is_that_of_a_load_that_has_seen_a_photo(
+    smollm: Path, estimates: MemoryEstimates, tmp_path: Path
+) -> None:
+    load = LoadParams(str(smollm), 256, mmproj=str(write_tiny_mmproj(tmp_path / "eyes.gguf")))
+    worker = ModelWorker(load, "smol")
+    photo = make_image(png(4000, 3000), "photo.png")
+    request = GenerateRequest((("user", "word " * 190),), SamplingParams(temperature=0, max_tokens=50), images=(photo,))
+    worker.generate(request)
+    measured = worker.generate(request).peak_rss_bytes  # now the photo comes to buffers that are in use
+    worker.close()
+    assert 0.98 * measured < estimates.need(load).ram_bytes < 1.08 * measured
+
+
+def test_projector_that_a_dry_run_refuses_is_reckoned_by_its_file(smollm: Path, tmp_path: Path) -> None:
+    eyes = write_tiny_mmproj(tmp_path / "eyes.gguf")
+    load = LoadParams(str(smollm), 512, gpu=0, n_gpu_layers=-1)
+    without, need = formula(read_gguf(smollm), load), formula(read_gguf(smollm), replace(load, mmproj=str(eyes)))
+    assert need.vram_bytes - without.vram_bytes == eyes.stat().st_size * 5 // 4
+    assert need.ram_bytes - without.ram_bytes == IMAGE_BYTES
 
 
 def test_estimate_is_asked_once_and_read_afterwards(
