@@ -90,7 +90,7 @@ class _Merging:
         self.stage, self.plan, self.question = stage, stage.aggregation, question
         self.texts = written_texts(stage, texts)
         self.answers = {step.member or "": step.text for step in members}
-        self.tokens = {m.member: {"prompt": m.prompt_tokens, "completion": m.completion_tokens} for m in members}
+        self.tokens = {step.member or "": _tokens(step) for step in members}
         self.ballots = {step.member or "": Ballot(step.text, step.logprobs) for step in members}
         self.name = f"{stage.id}: {self.plan.kind}"
         self._ask = ask
@@ -114,7 +114,8 @@ class _Merging:
             return majority_vote(self.answers, plan.pattern, dict(plan.weights))
         if plan.stop:
             merged = cascade([call.member for call in self.stage.calls], self.answers, plan.stop)
-            return replace(merged, evidence={**merged.evidence, "tokens": self.tokens})
+            tokens = {member: self.tokens[member] for member in merged.evidence["agreement"]}
+            return replace(merged, evidence={**merged.evidence, "tokens": tokens})
         if plan.kind == "similarity":
             return most_similar(self.answers)
         if plan.kind == "field_vote":
@@ -195,6 +196,12 @@ class _Merging:
             started=self._started,
             ended=datetime.now(UTC),
         )
+
+
+def _tokens(step: StepRecord) -> dict[str, int]:
+    """What an answer took; one that `cache` had took none."""
+    spent = (0, 0) if step.reused_from else (step.prompt_tokens or 0, step.completion_tokens or 0)
+    return dict(zip(("prompt", "completion"), spent, strict=True))
 
 
 def _held_to(grammar: str, call: Call) -> Constraint:

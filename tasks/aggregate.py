@@ -29,8 +29,9 @@ def aggregate(
         members: in the order of the stage; the error of one that failed, where the stage has a quorum.
     """
     answered = [member for member in members if isinstance(member, StepRecord)]
-    failed = {c.member: str(m) for c, m in zip(stage.calls, members, strict=True) if isinstance(m, Exception)}
     spared = [member.member for member in members if isinstance(member, NotAsked)]
+    of_calls = zip(stage.calls, members, strict=True)
+    failed = {call.member: str(m) for call, m in of_calls if not isinstance(m, StepRecord | NotAsked)}
     notes = check_quorum(stage, len(answered), failed)
     for note in notes:
         progress.get().say(note)

@@ -16,11 +16,12 @@ from flows.pipeline import compile_flow
 from flows.replay_command import replay_session
 from flows.rerun import StageChange, rerun
 from flows.result import PipelineFailed, PipelineResult
-from llm_core.errors import InsufficientMemory, ModelCrashed
+from llm_core.errors import AggregationError, InsufficientMemory, ModelCrashed
 from llm_core.pipeline import load_pipeline
 from llm_core.pool import ModelPool
 from llm_core.session_files import load_session
 from llm_core.settings import Settings
+from tasks import aggregate as aggregate_task
 from tasks.run import Silent, progress
 from tests.conftest import Project
 
@@ -74,6 +75,15 @@ async def states(session_id: str) -> dict[str, tuple[str, str]]:
     async with get_client() as client:
         runs = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
     return {run.name: (run.state.type.value, run.state.name) for run in runs if run.state}
+
+
+async def retried(flow: Any, flow_run_id: str) -> PipelineResult:
+    """As the button in the UI does it."""
+    async with get_client() as client:
+        await client.set_flow_run_state(UUID(flow_run_id), Scheduled(name="AwaitingRetry"), force=True)
+        flow_run = await client.read_flow_run(UUID(flow_run_id))
+    result: PipelineResult = await run_flow_async(flow, flow_run=flow_run, parameters={"question": QUESTION})
+    return result
 
 
 class Said(Silent):
@@ -170,15 +180,42 @@ async def test_retried_run_asks_nobody_again(
     monkeypatch.setattr(ModelPool, "generate", failing_once)
     with pytest.raises(PipelineFailed, match="step 'final: brief' failed"):
         await flow(question=QUESTION)
-    async with get_client() as client:
-        failed = load_session(project.sessions, "session_001").flow_run_id
-        await client.set_flow_run_state(UUID(failed), Scheduled(name="AwaitingRetry"), force=True)
-        retried = await client.read_flow_run(UUID(failed))
-    result: PipelineResult = await run_flow_async(flow, flow_run=retried, parameters={"question": QUESTION})
+    result = await retried(flow, load_session(project.sessions, "session_001").flow_run_id or "")
     assert [model for model in asked if "(" not in model] == ["a", "same", "brief"]
     assert "(other)" not in asked
     assert result.session_id == "session_001"
     assert evidence(result)["not_asked"] == ["other"]
+
+
+async def test_retried_run_asks_whom_it_needs_now(
+    project: Project, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`brief` fails at first; when it answers after all, it disagrees, and one more is needed."""
+    stage = "models: [a, brief, same, other], quorum: 2, retries: 0, aggregation: {type: cascade, threshold: 0.9}"
+    flow = pipeline(project, stage)
+    generate, merge = ModelPool.generate, aggregate_task.merged
+    failures = iter([ModelCrashed("model 'brief': its process ended")])
+    ends = iter([AggregationError("the run ends here")])
+
+    def failing_once(self: ModelPool, load: Any, model: str, *rest: Any) -> Any:
+        if model == "brief" and (failure := next(failures, None)):
+            raise failure
+        return generate(self, load, model, *rest)
+
+    def merged_later(*arguments: Any) -> Any:
+        if end := next(ends, None):
+            raise end
+        return merge(*arguments)
+
+    monkeypatch.setattr(ModelPool, "generate", failing_once)
+    monkeypatch.setattr(aggregate_task, "merged", merged_later)
+    with pytest.raises(PipelineFailed, match="the run ends here"):
+        await flow(question=QUESTION)
+    assert [model for model in asked if "(" not in model] == ["a", "same"]
+    asked.clear()
+    result = await retried(flow, load_session(project.sessions, "session_001").flow_run_id or "")
+    assert [model for model in asked if "(" not in model] == ["brief", "other"]
+    assert evidence(result)["asked"] == ["a", "brief", "same", "other"]
 
 
 async def test_rerun_of_a_later_stage_carries_the_cascade_over(project: Project, asked: list[str]) -> None:
