@@ -9,6 +9,7 @@ from cyclopts import Parameter, validators
 from flows.console import stderr
 from llm_core.dataset import read_items
 from llm_core.errors import InputError
+from llm_core.image_sources import is_url
 from llm_core.overrides import override
 from llm_core.pipeline import BASE, load_pipeline
 from llm_core.planner import make_plan
@@ -53,7 +54,7 @@ def run(
     settings = Settings()
     spec = override(load_pipeline(settings.pipeline_file, pipeline), set or [])
     make_plan(spec, load_registry(settings), source=settings.pipeline_file)
-    images = [source if "://" in source else str(Path(source).absolute()) for source in image or []]
+    images = [source if is_url(source) else str(Path(source).absolute()) for source in image or []]
     check_images(spec, images, settings.image_sources)
     check_writable(settings.sessions_folder)
     return run_question(spec, text, images, settings, as_json=json, stderr=stderr)

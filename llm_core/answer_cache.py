@@ -66,6 +66,7 @@ class AnswerCache:
         path = Path(load.path)
         try:
             template, digest = read_gguf(path).chat_template or "", sha256(path, self._cache)
+            seen = self._seen(load, request)
         except (GgufFlowError, OSError):
             return None
         decides = {
@@ -76,7 +77,7 @@ class AnswerCache:
             "sampling": {name: value for name, value in sampling.items() if name != "timeout_s"},
             # Of answers decoded alone: attention over long contexts is summed in as many parts.
             "threads": request.threads if request.sampling.alone else None,
-            **self._seen(load, request),
+            **seen,
             "today": date.today().isoformat() if "strftime_now" in template else None,
         }
         return _digest(decides)

@@ -13,6 +13,7 @@ from typing import Any
 
 from llm_core.documents import near_name
 from llm_core.errors import InputError
+from llm_core.image_sources import is_url
 
 QUESTION = "question"
 IMAGES = ("images", "image")
@@ -65,7 +66,7 @@ def row_images(item: Item, dataset: Path) -> tuple[str, ...]:
             f"{dataset}: item {item.number}: its images are {written!r}, not a path, a URL, or a list of them"
         )
     folder = dataset.absolute().parent
-    return tuple(source if "://" in source else str(folder / source) for source in sources)
+    return tuple(source if is_url(source) else str(folder / source) for source in sources)
 
 
 def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:

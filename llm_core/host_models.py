@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from llm_core.call_params import LoadParams
 from llm_core.errors import InputError
+from llm_core.image_sources import ImageSources
 from llm_core.machine import physical_cores
 from llm_core.memory import MemoryEstimates
 from llm_core.pipeline import PipelineSpec
@@ -39,6 +40,10 @@ class HostModels:
     def registry(self) -> ModelRegistry:
         return load_registry(self._settings)
 
+    @property
+    def image_sources(self) -> ImageSources:
+        return self._settings.image_sources
+
     def find(self, name: str) -> HostedModel:
         """A model that is here, with its parameters.
 
@@ -63,6 +68,10 @@ class HostModels:
 
     def _resident(self, call: Call) -> LoadParams | None:
         """A load of the same file with as long a context that is there already."""
-        assert call.load
-        loads = [resident.load for resident in self._pool.status()]
-        return next((load for load in loads if load.path == call.load.path and load.n_ctx >= call.load.n_ctx), None)
+        wanted = call.load
+        assert wanted
+        for load in (resident.load for resident in self._pool.status()):
+            sees_enough = wanted.mmproj in (None, load.mmproj)
+            if load.path == wanted.path and load.n_ctx >= wanted.n_ctx and sees_enough:
+                return load
+        return None

@@ -40,7 +40,7 @@ class ImageSources:
         Raises:
             InputError: one line that names the source and the setting.
         """
-        if _is_url(source):
+        if is_url(source):
             self._allowed_url(source)
         else:
             self._allowed_path(source)
@@ -51,7 +51,7 @@ class ImageSources:
         Raises:
             InputError: it may not be read, cannot be, is too large, or is no image; one line that names the source.
         """
-        return make_image(self._fetch(source) if _is_url(source) else self._read(source), source)
+        return make_image(self._fetch(source) if is_url(source) else self._read(source), source)
 
     def _allowed_path(self, source: str) -> Path:
         try:
@@ -135,5 +135,5 @@ def _too_large(source: str) -> InputError:
     return InputError(f"image {source}: larger than {MAX_BYTES >> 20} MiB; make it smaller")
 
 
-def _is_url(source: str) -> bool:
+def is_url(source: str) -> bool:
     return "://" in source

@@ -195,13 +195,16 @@ def _projector(load: LoadParams, by_device: dict[str, int]) -> tuple[DeviceNeed,
     """(RAM, VRAM) of the model's eyes: as llama.cpp says, and an image as it is unpacked."""
     if load.mmproj is None:
         return DeviceNeed(), DeviceNeed()
-    weights_bytes = read_gguf(Path(load.mmproj)).tensor_bytes
+    gguf = read_gguf(Path(load.mmproj))
+    weights_bytes = gguf.tensor_bytes
+    side = int(gguf.metadata.get("clip.vision.image_size") or 0)
+    prepared = 3 * 4 * side**2 * load.sequences  # an image for each sequence, in numbers of 4 bytes
     vram_bytes = sum(size for name, size in by_device.items() if _on_gpu(name))
     ram_bytes = sum(by_device.values()) - vram_bytes
     on_gpu = min(weights_bytes, vram_bytes)
     on_cpu = min(weights_bytes - on_gpu, ram_bytes)
     return (
-        DeviceNeed(weights_bytes=on_cpu, compute_bytes=ram_bytes - on_cpu + IMAGE_BYTES),
+        DeviceNeed(weights_bytes=on_cpu, compute_bytes=ram_bytes - on_cpu + IMAGE_BYTES + prepared),
         DeviceNeed(weights_bytes=on_gpu, compute_bytes=vram_bytes - on_gpu),
     )
 

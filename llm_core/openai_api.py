@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -18,10 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from llm_core.call_params import MAX_SEED, Constraint, SamplingParams
 from llm_core.constraints import schema_constraint
 from llm_core.documents import describe
-from llm_core.errors import ConstraintError, GgufFlowError
+from llm_core.errors import ConstraintError, GgufFlowError, InputError
 from llm_core.generation import GenerateRequest
 from llm_core.generation_events import generation_events
 from llm_core.host_models import HostedModel, HostModels
+from llm_core.images import Image
+from llm_core.openai_images import ImagePart
 from llm_core.pool import ModelPool
 from llm_core.structured import parsed_answer
 
@@ -34,11 +36,17 @@ class TextPart(BaseModel):
 
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def images(self) -> list[ImagePart]:
+        return [part for part in self.content if isinstance(part, ImagePart)]
 
 
 class StreamOptions(BaseModel):
@@ -102,6 +110,17 @@ class ChatRequest(BaseModel):
     n: Literal[1] = 1
     user: str | None = None
 
+    @model_validator(mode="after")
+    def _images_in_the_last_message(self) -> Self:
+        *before, last = self.messages
+        if any(message.images for message in before) or (last.images and last.role != "user"):
+            raise ValueError("images are taken in the last message only, the user's")
+        return self
+
+    @property
+    def images(self) -> list[ImagePart]:
+        return self.messages[-1].images
+
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         """The request's parameters over the model's own."""
         names = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
@@ -133,7 +152,11 @@ def openai_router(pool: ModelPool, models: HostModels) -> APIRouter:
             return openai_error(400, describe(error), "invalid_request_error", None)
         except GgufFlowError as error:
             return openai_error(404, str(error), "invalid_request_error", "model_not_found")
-        wanted = _wanted(request, found, models)
+        try:
+            images = await asyncio.to_thread(_images, request, found, models)
+        except InputError as error:
+            return openai_error(400, str(error), "invalid_request_error", "invalid_image")
+        wanted = _wanted(request, found, models, images)
         events = generation_events(lambda on_token: pool.generate(found.load, found.name, wanted, on_token))
         if request.stream:
             return StreamingResponse(_chunks(request, events), media_type="text/event-stream")
@@ -151,11 +174,18 @@ def openai_router(pool: ModelPool, models: HostModels) -> APIRouter:
     return router
 
 
-def _wanted(request: ChatRequest, found: HostedModel, models: HostModels) -> GenerateRequest:
+def _images(request: ChatRequest, found: HostedModel, models: HostModels) -> tuple[Image, ...]:
+    if request.images and found.load.mmproj is None:
+        raise InputError(f"model '{found.name}' cannot see images; give it an 'mmproj' in models.yaml")
+    return tuple(part.load(models.image_sources) for part in request.images)
+
+
+def _wanted(request: ChatRequest, found: HostedModel, models: HostModels, images: tuple[Image, ...]) -> GenerateRequest:
     messages = tuple(("system" if m.role == "developer" else m.role, m.text) for m in request.messages)
     sampling = request.sampling(found.call.sampling)
     constraint = request.response_format.constraint if request.response_format else None
-    return GenerateRequest(messages, sampling, found.call.strip_reasoning, models.cores, models.cores, constraint)
+    threads = models.cores
+    return GenerateRequest(messages, sampling, found.call.strip_reasoning, threads, threads, constraint, images=images)
 
 
 def _head(request: ChatRequest, kind: str) -> dict[str, Any]:
@@ -206,6 +236,7 @@ def _sse(data: dict[str, Any]) -> str:
 
 
 _STATUS = {
+    "InputError": (400, "invalid_request_error", "invalid_image"),
     "ContextOverflow": (400, "invalid_request_error", "context_length_exceeded"),
     "InsufficientMemory": (503, "server_error", "insufficient_memory"),
     "GenerationTimeout": (504, "server_error", "timeout"),

@@ -73,12 +73,19 @@ def _settings(record: SessionRecord, snapshot: Mapping[str, Any]) -> dict[str, A
     pipeline = dict(snapshot.get("pipeline", {}))
     stages = {stage["id"]: stage for stage in pipeline.pop("stages", [])}
     models = {
-        name: {"sha256": model.get("sha256"), **model.get("entry", {})}
+        name: {"sha256": model.get("sha256"), "mmproj_sha256": _mmproj_sha256(model), **model.get("entry", {})}
         for name, model in snapshot.get("models", {}).items()
     }
-    shown = {"question": record.question, "pipeline": pipeline, "stages": stages, "models": models}
+    images = {
+        name: ", ".join(f"{ref.source} ({ref.sha256[:12]}…)" for ref in refs) for name, refs in record.images.items()
+    }
+    shown = {"question": record.question, "images": images, "pipeline": pipeline, "stages": stages, "models": models}
     more = {name: snapshot.get(name, {}) for name in ("defaults", "versions", "machine")}
     return dict(_flat("", shown | more))
+
+
+def _mmproj_sha256(model: Mapping[str, Any]) -> str | None:
+    return (model.get("mmproj") or {}).get("sha256")
 
 
 def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -14,12 +14,13 @@ from flows.pipeline import compile_flow
 from flows.replay_command import replay_session
 from flows.rerun import StageChange, rerun
 from flows.result import PipelineResult
-from llm_core.errors import InputError, PlanError, SessionError
+from llm_core.errors import InputError, ModelLoadError, PlanError, SessionError
 from llm_core.host_pool import HostPool
 from llm_core.memory import MemoryEstimates
 from llm_core.pipeline import load_pipeline
 from llm_core.pool import ModelPool
 from llm_core.registry import load_registry
+from llm_core.session_diff import diff_sessions
 from llm_core.session_files import load_session, load_steps
 from llm_core.settings import Settings
 from tests.conftest import Project
@@ -117,6 +118,30 @@ async def test_rerun_and_replay_see_what_was_seen_then(finished: Project, capsys
     said = capsys.readouterr().out
     assert said.count("identical") == 3
     assert "SHA-256 of v's mmproj: " in said
+
+
+async def test_retried_run_sees_what_its_first_try_saw(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = ModelPool.generate
+
+    def failing_once(*rest: Any) -> Any:
+        if (finished.path / "cat.png").exists():
+            (finished.path / "cat.png").unlink()
+            raise ModelLoadError("this once")
+        return generate(*rest)
+
+    monkeypatch.setattr(ModelPool, "generate", failing_once)
+    flow = compile_flow(load_pipeline(Settings().pipeline_file, "once")).with_options(retries=1)
+    result: PipelineResult = await flow(question="What is it?", images=["cat.png"])
+    assert result.session_id == "session_002"
+    assert answers(finished, "session_002")["look"] == answers(finished)["look"]
+
+
+async def test_two_sessions_differ_by_their_images(finished: Project) -> None:
+    await ask("once", images=["map.png"])
+    changes = {change.key: change for change in diff_sessions(finished.sessions, "session_001", "session_002").changes}
+    assert str(changes["images.question"].before).startswith("cat.png (")
+    assert str(changes["images.question"].after).startswith("map.png (")
+    assert "models.v.mmproj_sha256" not in changes
 
 
 async def test_session_whose_images_are_gone_is_not_rerun_and_not_verified(
