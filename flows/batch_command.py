@@ -1,11 +1,11 @@
 """`gguf-flow batch`: a dataset through a pipeline in this process, watched on the terminal."""
 
-import asyncio
 from pathlib import Path
 
 from rich.console import Console
 
 from flows.batch_progress import watcher
+from flows.interrupted import run_until_interrupted
 from flows.prefect_start import exit_code, starting_prefect
 
 
@@ -31,7 +31,7 @@ def run_dataset(
     with watcher(stderr) as watching:
         progress.set(watching)
         try:
-            result = asyncio.run(batch(dataset, pipeline, output, limit, resume, overrides))
+            result = run_until_interrupted(batch(dataset, pipeline, output, limit, resume, overrides))
         except PipelineFailed as failure:
             say(f"gguf-flow: {failure}")
             say(f"what is done is saved in {failure.session_path}; go on with --resume")

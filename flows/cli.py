@@ -7,9 +7,15 @@ from cyclopts import App, CycloptsError
 from pydantic import ValidationError
 
 from flows.console import say
+from flows.interrupted import EXIT_CODE, SAID
 from llm_core.errors import GgufFlowError
 
-app = App(name="gguf-flow", help="Several GGUF models answer one question in stages.", version_flags=["--version"])
+app = App(
+    name="gguf-flow",
+    help="Several GGUF models answer one question in stages.",
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
+)
 _COMMANDS = {
     "flows.run_cli:run": "Answer a question with a pipeline.",
     "flows.run_cli:batch": "Take every question of a dataset through a pipeline, model by model.",
@@ -42,8 +48,8 @@ def main() -> None:
 
         code = _refuse(f"GGUF_FLOW_* settings: {describe(error)}")
     except KeyboardInterrupt:
-        say("gguf-flow: interrupted; finished steps are in the session")
-        code = 130
+        say(SAID)
+        code = EXIT_CODE
     except BrokenPipeError:
         code = 0
     sys.exit(code if isinstance(code, int) else 0)

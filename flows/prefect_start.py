@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import httpx
 from rich.console import Console
 
-from llm_core.errors import GenerationTimeout, GgufFlowError, InputError, ModelCrashed
+from llm_core.errors import GenerationTimeout, GgufFlowError, InputError, ModelCrashed, ProviderUnavailable
 
 CRASH_EXIT_CODE = 1
-"""A run that failed by no fault of what was typed or configured: a crash or a time-out."""
+"""A run that failed by no fault of what was typed or configured: a crash, a time-out, a provider that is down."""
 USER_EXIT_CODE = 2
 
 
@@ -30,7 +30,7 @@ def starting_prefect(stderr: Console) -> Iterator[None]:
 
 def exit_code(cause: BaseException | None) -> int:
     """Of a run that failed by `cause`."""
-    by_crash = isinstance(cause, ModelCrashed | GenerationTimeout)
+    by_crash = isinstance(cause, ModelCrashed | GenerationTimeout | ProviderUnavailable)
     return CRASH_EXIT_CODE if by_crash or not isinstance(cause, GgufFlowError) else USER_EXIT_CODE
 
 

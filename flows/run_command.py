@@ -1,6 +1,5 @@
 """`gguf-flow run` and `rerun`: one run in this process, watched on the terminal."""
 
-import asyncio
 import json
 import os
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flows.interrupted import run_until_interrupted
 from flows.prefect_start import exit_code, starting_prefect
 from flows.progress import watcher
 from llm_core.errors import InputError
@@ -56,7 +56,7 @@ def run_flow(call: Callable[[], Any], settings: Settings, *, as_json: bool, stde
     with watcher(stderr) as watching:
         progress.set(watching)
         try:
-            result = asyncio.run(_awaited(call))
+            result = run_until_interrupted(call())
         except PipelineFailed as failure:
             stderr.print(f"gguf-flow: {failure}", markup=False, highlight=False, soft_wrap=True)
             if as_json:
@@ -69,10 +69,6 @@ def run_flow(call: Callable[[], Any], settings: Settings, *, as_json: bool, stde
         print(result.answer)
         stderr.print(f"session: {result.session_path}", markup=False, highlight=False, soft_wrap=True)
     return 0
-
-
-async def _awaited(call: Callable[[], Any]) -> Any:
-    return await call()
 
 
 def _require_person(pipeline: str, stages: Iterable[StageSpec | StagePlan]) -> None:

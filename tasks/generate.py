@@ -1,12 +1,13 @@
 """One model answers in one stage."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import task
 from prefect.context import TaskRunContext
 
+from llm_core.left_alone import wait_while
 from llm_core.model_step import as_member, input_texts
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import user_message
@@ -44,14 +45,15 @@ def generate(
     asked = member_question(stage, call, question, admission, input_texts(inputs), run.images)
     is_last, quorum = is_last_try(), run.quorums.get(stage.id)
 
-    def answer_it(check: Callable[[], None]) -> StepRecord:
-        def token(text: str, n_tokens: int) -> None:
-            check()
-            watched.token(text, n_tokens)
+    def token(text: str, n_tokens: int) -> None:
+        if quorum:
+            quorum.check()
+        watched.token(text, n_tokens)
 
+    def answer_it() -> StepRecord:
         return member_answer(run, asked, question, input_texts(inputs), is_last, token)
 
-    answer = quorum.wait_for(answer_it) if quorum else answer_it(lambda: None)
+    answer = wait_while(quorum.check, answer_it) if quorum else answer_it()
     watched.end(answer)
     record(run, answer, stage_files(stage)[call.member])
     if quorum:

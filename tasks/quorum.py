@@ -2,14 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable
-from contextvars import copy_context
 
 from llm_core.errors import NotWaitedFor
 from llm_core.plan import StagePlan
-from llm_core.session_records import StepRecord
-
-_LOOK_EVERY_S = 0.05
 
 
 class Quorum:
@@ -37,30 +32,6 @@ class Quorum:
     @property
     def is_over(self) -> bool:
         return self._end is not None and time.monotonic() >= self._end
-
-    def wait_for(self, answer: Callable[[Callable[[], None]], StepRecord]) -> StepRecord:
-        """What `answer` returns, if it does in time. It is left alone then; the check that it is given ends it.
-
-        Raises:
-            NotWaitedFor: it did not.
-        """
-        made: list[StepRecord | BaseException] = []
-        done = threading.Event()
-
-        def work() -> None:
-            try:
-                made.append(answer(self.check))
-            except BaseException as error:
-                made.append(error)
-            done.set()
-
-        self.check()
-        threading.Thread(target=copy_context().run, args=(work,), name="member", daemon=True).start()
-        while not done.wait(_LOOK_EVERY_S):
-            self.check()
-        if isinstance(made[0], BaseException):
-            raise made[0]
-        return made[0]
 
     def check(self) -> None:
         """Raises `NotWaitedFor` when the others have had their time."""

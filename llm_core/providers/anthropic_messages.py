@@ -13,7 +13,7 @@ from llm_core.images import Image
 from llm_core.providers.faults import Faults, required_key
 from llm_core.providers.protocol import FindKey, ProviderCapabilities
 from llm_core.providers.settings import AnthropicSettings
-from llm_core.providers.streamed_answer import CONNECT_TIMEOUT_S, StreamedAnswer, schema_of
+from llm_core.providers.streamed_answer import CONNECT_TIMEOUT_S, SILENCE_S, StreamedAnswer, schema_of
 from llm_core.worker import OnToken
 
 _ENDED = {
@@ -42,15 +42,15 @@ class AnthropicMessages:
 
         Raises:
             ProviderUnavailable: busy, broken down, not reached, or cut off in mid-answer.
-            GgufFlowError: refused, too long for its context, out of time, or not what its schema says.
+            GgufFlowError: refused, too long for its context, or not what its schema says.
         """
         answer = StreamedAnswer(request, on_token)
         ended = False
-        with self._faults_named(answer):
-            timeout = anthropic.Timeout(answer.left_s, connect=min(CONNECT_TIMEOUT_S, answer.left_s))
+        with self._faults_named():
+            timeout = anthropic.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S)
             stream = self._client.messages.create(**self._body(request), stream=True, timeout=timeout)
             with closing(stream):
-                for event in answer.in_time(stream):
+                for event in stream:
                     self._take(answer, event)
                     ended = ended or event.type == "message_stop"
         if not ended or answer.finish_reason is None:
@@ -96,12 +96,10 @@ class AnthropicMessages:
             answer.finish_reason = _ENDED[reason]
 
     @contextmanager
-    def _faults_named(self, answer: StreamedAnswer) -> Iterator[None]:
+    def _faults_named(self) -> Iterator[None]:
         try:
             yield
         except anthropic.APITimeoutError:
-            if answer.out_of_time:
-                raise answer.out_of_time from None
             raise self._faults.passing("no connection, or no sign of life") from None
         except anthropic.APIStatusError as error:
             raise self._faults.of_status(error.status_code, _message(error), error.response.headers) from None

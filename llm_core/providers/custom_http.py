@@ -12,7 +12,7 @@ from llm_core.images import data_url
 from llm_core.providers.faults import Faults, required_key
 from llm_core.providers.protocol import FindKey, ProviderCapabilities
 from llm_core.providers.settings import CHOSEN, CustomHttpSettings, body_environment, filled_in, names_in
-from llm_core.providers.streamed_answer import CONNECT_TIMEOUT_S, StreamedAnswer, schema_of
+from llm_core.providers.streamed_answer import CONNECT_TIMEOUT_S, SILENCE_S, StreamedAnswer, schema_of
 from llm_core.worker import OnToken
 
 
@@ -37,15 +37,13 @@ class CustomHttp:
 
         Raises:
             ProviderUnavailable: busy, broken down or not reached.
-            GgufFlowError: refused, out of time, or no answer where the pointer leads.
+            GgufFlowError: refused, or no answer where the pointer leads.
         """
         answer = StreamedAnswer(request, on_token)
-        timeout = httpx.Timeout(answer.left_s, connect=min(CONNECT_TIMEOUT_S, answer.left_s))
+        timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S)
         try:
             response = self._client.post(self._settings.url, content=self._body(request), timeout=timeout)
         except httpx.TimeoutException:
-            if answer.out_of_time:
-                raise answer.out_of_time from None
             raise self._faults.passing("no connection, or no sign of life") from None
         except httpx.HTTPError as error:
             raise self._faults.passing(f"the connection failed: {error}") from None

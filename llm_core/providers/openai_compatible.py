@@ -16,7 +16,7 @@ from llm_core.images import data_url
 from llm_core.providers.faults import Faults, required_key
 from llm_core.providers.protocol import FindKey, ProviderCapabilities
 from llm_core.providers.settings import OpenAISettings
-from llm_core.providers.streamed_answer import CONNECT_TIMEOUT_S, StreamedAnswer, schema_of
+from llm_core.providers.streamed_answer import CONNECT_TIMEOUT_S, SILENCE_S, StreamedAnswer, schema_of
 from llm_core.worker import OnToken
 
 BASE_URL = "OPENAI_COMPATIBLE_BASE_URL"
@@ -45,14 +45,14 @@ class OpenAICompatible:
 
         Raises:
             ProviderUnavailable: busy, broken down, not reached, or cut off in mid-answer.
-            GgufFlowError: refused, too long for its context, out of time, or not what its schema says.
+            GgufFlowError: refused, too long for its context, or not what its schema says.
         """
         answer = StreamedAnswer(request, on_token)
-        with self._faults_named(answer):
-            timeout = openai.Timeout(answer.left_s, connect=min(CONNECT_TIMEOUT_S, answer.left_s))
+        with self._faults_named():
+            timeout = openai.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S)
             stream = self._client.chat.completions.create(**self._body(request), timeout=timeout)
             with closing(stream):
-                for chunk in answer.in_time(stream):
+                for chunk in stream:
                     self._take(answer, chunk)
         if answer.finish_reason is None:
             raise self._faults.passing("the answer broke off in the middle")
@@ -107,12 +107,10 @@ class OpenAICompatible:
                 answer.finish_reason = _ENDED[choice.finish_reason]
 
     @contextmanager
-    def _faults_named(self, answer: StreamedAnswer) -> Iterator[None]:
+    def _faults_named(self) -> Iterator[None]:
         try:
             yield
         except openai.APITimeoutError:
-            if answer.out_of_time:
-                raise answer.out_of_time from None
             raise self._faults.passing("no connection, or no sign of life") from None
         except openai.APIStatusError as error:
             raise self._faults.of_status(error.status_code, _message(error), error.response.headers) from None

@@ -1,27 +1,23 @@
 """The answer of a remote model, as it comes in pieces."""
 
 import json
-import queue
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from llm_core.closing import closed
-from llm_core.errors import ConstraintError, GenerationTimeout
+from llm_core.errors import ConstraintError
 from llm_core.generation import GenerateRequest, GenerateResult
 from llm_core.structured import validate_json
 from llm_core.text_stream import split_reasoning
 from llm_core.worker import OnToken
 
-IDLE_TIMEOUT_S = 600.0
-"""Without a sign of life for so long, a server is taken for dead, where no `timeout_s` says otherwise."""
+SILENCE_S = 600.0
+"""Without a sign of life for so long, a server is taken for dead."""
 CONNECT_TIMEOUT_S = 10.0
-Chunk = TypeVar("Chunk")
 
 
 class StreamedAnswer:
-    """Collects text, reasoning and figures, and looks at the request's `timeout_s`."""
+    """Collects text, reasoning and figures."""
 
     def __init__(self, request: GenerateRequest, on_token: OnToken | None) -> None:
         self._request, self._on_token = request, on_token
@@ -38,48 +34,6 @@ class StreamedAnswer:
         self.answered_by: str | None = None
         self.logprobs: list[tuple[int, float]] = []
         self.n_bytes = 0
-
-    @property
-    def left_s(self) -> float:
-        """How long a server may still be silent."""
-        timeout_s = self._request.sampling.timeout_s
-        return IDLE_TIMEOUT_S if timeout_s is None else max(0.001, timeout_s - self._elapsed_s())
-
-    @property
-    def out_of_time(self) -> GenerationTimeout | None:
-        """What to raise where the request's time is up."""
-        timeout_s = self._request.sampling.timeout_s
-        if timeout_s is None or self._elapsed_s() < timeout_s:
-            return None
-        return GenerationTimeout(f"the answer took longer than timeout_s ({timeout_s:g})")
-
-    def in_time(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """`chunks`, until the request's time is up, however long the server is silent."""
-        if self._request.sampling.timeout_s is None:
-            yield from chunks
-            return
-        arrived: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-
-        def read() -> None:
-            try:
-                for chunk in chunks:
-                    arrived.put(("chunk", chunk))
-                arrived.put(("end", None))
-            except BaseException as error:
-                arrived.put(("error", error))
-
-        threading.Thread(target=read, name="stream", daemon=True).start()
-        while not (late := self.out_of_time):
-            try:
-                kind, what = arrived.get(timeout=self.left_s)
-            except queue.Empty:
-                continue
-            if kind == "error":
-                raise what
-            if kind == "end":
-                return
-            yield what
-        raise late
 
     def text(self, piece: str | None) -> None:
         """The next piece of the answer."""

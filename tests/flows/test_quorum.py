@@ -4,7 +4,6 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,11 +17,10 @@ from flows.pipeline import compile_flow
 from flows.rerun import rerun
 from flows.result import PipelineFailed, PipelineResult
 from llm_core.call_params import SamplingParams
-from llm_core.errors import ConfigError, ContextOverflow, NotWaitedFor
+from llm_core.errors import ConfigError, NotWaitedFor
 from llm_core.pipeline import load_pipeline
 from llm_core.plan import Call, StagePlan
 from llm_core.session_files import load_session
-from llm_core.session_records import StepRecord
 from llm_core.settings import Settings
 from tasks.quorum import Quorum
 from tests.conftest import Project
@@ -158,14 +156,6 @@ def test_quorum_counts_what_an_earlier_try_has_left() -> None:
 def test_others_have_the_time_that_is_left() -> None:
     quorum = hurried(n_before=2, wait_s=60)
     quorum.check()
-
-
-def test_error_of_a_member_in_time_is_its_own() -> None:
-    def fail(check: Callable[[], None]) -> StepRecord:
-        raise ContextOverflow("too long")
-
-    with pytest.raises(ContextOverflow, match="too long"):
-        hurried().wait_for(fail)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
@@ -32,7 +34,7 @@ from llm_core.machine_lock import machine_lock
 from llm_core.pipeline import load_pipeline
 from llm_core.session_files import load_session
 from llm_core.settings import Settings
-from tests.conftest import Project
+from tests.conftest import REPOSITORY, Project
 from tests.llm_core.providers.chat_server import ANSWER, KEY, chunk, sse, streamed
 from tests.llm_core.test_host import running_host
 
@@ -168,6 +170,25 @@ async def test_retry_waits_as_long_as_the_provider_asks(project: Project, httpse
     waiting = next(state for state in states if state.name == "AwaitingRetry")
     assert waiting.state_details.scheduled_time
     assert 0.8 < (waiting.state_details.scheduled_time - waiting.timestamp).total_seconds() < 1.2
+
+
+def test_ctrl_c_ends_a_run_that_waits_before_a_retry(project: Project, httpserver: HTTPServer) -> None:
+    httpserver.expect_request(PATH).respond_with_response(busy("200"))
+    models(project, httpserver)
+    one_stage(project, "{id: a, model: far}")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PREFECT_HOME": str(project.path / "prefect")}
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "flows", "run", "What is ice?"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        said = next(line for line in process.stderr if "again in" in line)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130, "200 s would have been asked for"
+        assert "interrupted; finished steps are in the session" in process.stderr.read()
+    assert said.endswith("429 Too Many Requests: slow down; again in 200 s\n")
+    assert load_session(project.sessions, "session_001").status == "cancelled"
+    assert psutil.wait_procs(children, timeout=10)[1] == [], "the temporary Prefect server has gone, too"
 
 
 async def test_refusal_is_not_retried_and_says_who_refused(project: Project, httpserver: HTTPServer) -> None:

@@ -11,6 +11,7 @@ from llm_core.call_params import SamplingParams
 from llm_core.generation import GenerateRequest
 from llm_core.providers.protocol import FindKey, Provider
 from llm_core.providers.registry import open_provider, remote_model
+from llm_core.providers.remote import RemoteModels
 
 KEY = "sk-planted-0123456789"
 KEYS = {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY, "MY_KEY": KEY}
@@ -18,6 +19,12 @@ KEYS = {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY, "MY_KEY": KEY}
 
 def provider(written: Mapping[str, Any], find_key: FindKey = KEYS.get, name: str = "tiny") -> Provider:
     return open_provider(remote_model(name, written), find_key)
+
+
+def in_a_run(written: Mapping[str, Any]) -> Provider:
+    """The same as runs have it: limited in number and time."""
+    remote = remote_model("tiny", written)
+    return RemoteModels([("tiny", remote)], KEYS.get).of(remote)
 
 
 def request(chosen: tuple[str, ...] = (), **sampling: Any) -> GenerateRequest:

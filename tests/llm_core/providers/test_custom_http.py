@@ -9,7 +9,7 @@ from pytest_httpserver import HTTPServer
 from llm_core.errors import ConfigError, GenerationTimeout, ProviderError, ProviderUnavailable, RequestRefused
 from llm_core.images import make_image
 from llm_core.providers.registry import capabilities_of, remote_model
-from tests.llm_core.providers.chat_server import KEY, PNG, PNG_BASE64, provider, request
+from tests.llm_core.providers.chat_server import KEY, PNG, PNG_BASE64, in_a_run, provider, request
 
 BODY = (
     '{"inputs": {{ prompt | tojson }}, "system": {{ system | tojson }}, "n": {{ max_tokens }}, "t": {{ temperature }}}'
@@ -103,4 +103,4 @@ def test_silent_server_is_left_in_time(httpserver: HTTPServer) -> None:
 
     httpserver.expect_request("/say").respond_with_handler(lambda asked: time.sleep(1) or None)  # type: ignore[arg-type, func-returns-value]
     with pytest.raises(GenerationTimeout, match=r"timeout_s \(0\.2\)"):
-        provider(written(httpserver)).generate(request(("temperature",), timeout_s=0.2))
+        in_a_run(written(httpserver)).generate(request(("temperature",), timeout_s=0.2))

@@ -28,6 +28,7 @@ from tests.llm_core.providers.chat_server import (
     PNG_BASE64,
     USAGE,
     chunk,
+    in_a_run,
     provider,
     request,
     sse,
@@ -274,7 +275,7 @@ def test_slow_answer_is_ended_in_time(httpserver: HTTPServer) -> None:
         lambda asked: Response(slowly(), content_type="text/event-stream")
     )
     with pytest.raises(GenerationTimeout, match=r"took longer than timeout_s \(0\.5\)"):
-        provider(written(httpserver)).generate(request(timeout_s=0.5))
+        in_a_run(written(httpserver)).generate(request(timeout_s=0.5))
 
 
 def test_silent_server_is_left_in_time(httpserver: HTTPServer) -> None:
@@ -284,7 +285,7 @@ def test_silent_server_is_left_in_time(httpserver: HTTPServer) -> None:
 
     httpserver.expect_request(PATH).respond_with_handler(silent)
     with pytest.raises(GenerationTimeout, match=r"took longer than timeout_s \(0\.3\)"):
-        provider(written(httpserver)).generate(request(timeout_s=0.3))
+        in_a_run(written(httpserver)).generate(request(timeout_s=0.3))
 
 
 def test_figures_that_are_not_told_are_unknown(httpserver: HTTPServer) -> None:
