@@ -13,7 +13,7 @@ from flows.models_table import models_table
 from flows.pipeline import compile_flow
 from flows.replay_command import replay_session
 from flows.rerun import StageChange, rerun
-from flows.result import PipelineResult
+from flows.result import PipelineFailed, PipelineResult
 from llm_core.errors import InputError, ModelLoadError, PlanError, SessionError
 from llm_core.host_pool import HostPool
 from llm_core.memory import MemoryEstimates
@@ -121,17 +121,17 @@ async def test_rerun_and_replay_see_what_was_seen_then(finished: Project, capsys
 
 
 async def test_retried_run_sees_what_its_first_try_saw(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    generate = ModelPool.generate
+    def failing(*rest: Any) -> Any:
+        raise ModelLoadError("this once")
 
-    def failing_once(*rest: Any) -> Any:
-        if (finished.path / "cat.png").exists():
-            (finished.path / "cat.png").unlink()
-            raise ModelLoadError("this once")
-        return generate(*rest)
-
-    monkeypatch.setattr(ModelPool, "generate", failing_once)
-    flow = compile_flow(load_pipeline(Settings().pipeline_file, "once")).with_options(retries=1)
-    result: PipelineResult = await flow(question="What is it?", images=["cat.png"])
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelPool, "generate", failing)
+        with pytest.raises(PipelineFailed):
+            await ask("once", images=["cat.png"])
+    (finished.path / "cat.png").unlink()
+    record = load_session(finished.sessions, "session_002")
+    monkeypatch.setattr("flows.pipeline._record_of_retry", lambda settings: record)  # as the UI's button makes it
+    result = await ask("once", images=["cat.png"])
     assert result.session_id == "session_002"
     assert answers(finished, "session_002")["look"] == answers(finished)["look"]
 

@@ -44,8 +44,8 @@ def test_error_that_llama_cpp_logs_before_it_aborts_outlives_the_process() -> No
     """As ggml's CUDA code does: log the error, then abort; the log's callback is ours."""
     script = (
         "import ctypes, llama_cpp\n"
-        "from llm_core.llama_model import _keep_errors\n"
-        "llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))\n"
+        "from llm_core.llama_model import keep_errors\n"
+        "llama_cpp.llama_log_set(keep_errors, ctypes.c_void_p(0))\n"
         "base = llama_cpp.llama_cpp._lib\n"
         "base.ggml_log_internal(4, b'CUDA error: out of memory\\n')\n"
         "base.ggml_abort(b'ggml-cuda.cu', 104, b'CUDA error')\n"
