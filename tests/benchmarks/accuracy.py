@@ -46,6 +46,7 @@ GSM8K_STAGE = {
     "instructions": "Solve the problem step by step. End with #### and the number.",
     "generation": {"temperature": 0.7, "max_tokens": 200, "n_ctx": 1024},
 }
+COLUMNS = ("", "right", "points more than solo", "completion tokens", "a question", "answers a question", "by round")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -97,9 +98,9 @@ def shares(outcomes: list[Outcome]) -> list[float]:
 def show(outcomes: dict[str, list[Outcome]]) -> None:
     solo = shares(outcomes["solo"])
     n = len(solo)
-    print(f"{n} capitals, means of {len(outcomes['solo'])} rounds; [95 % intervals]")
-    print("| | right | more than solo, points | completion tokens | a question | model calls a question | each round |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"{n} capitals, means of {len(outcomes['solo'])} round(s); [95 % intervals]")
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|---" * len(COLUMNS) + "|")
     for way, rounds in outcomes.items():
         own = shares(rounds)
         low, high = wilson_interval(statistics.fmean(own), n)
@@ -107,7 +108,7 @@ def show(outcomes: dict[str, list[Outcome]]) -> None:
         n_calls = statistics.fmean(outcome.n_calls for outcome in rounds)
         cells = [
             way,
-            f"{statistics.fmean(own):.1%} [{low:.1%}, {high:.1%}]",
+            f"{100 * statistics.fmean(own):.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
             "" if way == "solo" else difference([a - b for a, b in zip(own, solo, strict=True)]),
             f"{n_tokens:,.0f}",
             f"{n_tokens / n:.1f}",
@@ -117,6 +118,12 @@ def show(outcomes: dict[str, list[Outcome]]) -> None:
         print(f"| {' | '.join(cells)} |")
     n_unanswered = sum(outcome.n_unanswered for rounds in outcomes.values() for outcome in rounds)
     print(f"without an answer, and counted as wrong: {n_unanswered}")
+
+
+def show_gsm8k(outcome: Outcome) -> None:
+    n_right, n = sum(outcome.right), len(outcome.right)
+    low, high = wilson_interval(n_right / n, n)
+    print(f"GSM8K, one draw: {n_right} of {n} [{100 * low:.1f}, {100 * high:.1f} %], {outcome.n_tokens:,} tokens")
 
 
 def difference(differences: list[float]) -> str:
@@ -132,10 +139,8 @@ def main() -> None:
     outcomes: dict[str, list[Outcome]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as name, prefect_server(Path(name) / "prefect"):
         folder = Path(name)
-        # JSON is YAML.
-        make_project(
-            folder, {"small": SMOLLM}, json.dumps({"base_pipeline": pipelines["solo"], "pipelines": pipelines})
-        )
+        written = json.dumps({"base_pipeline": pipelines["solo"], "pipelines": pipelines})  # JSON is YAML
+        make_project(folder, {"small": SMOLLM}, written)
         dataset = folder / "capitals.jsonl"
         dataset.write_text("".join(json.dumps(row) + "\n" for row in capital_questions()))
         for turn in range(rounds):
@@ -144,10 +149,7 @@ def main() -> None:
                 print(f"round {turn + 1}, {way}: {sum(outcomes[way][-1].right)} right", file=sys.stderr)
         show(outcomes)
         if gsm8k:
-            outcome = asyncio.run(ask(gsm8k, "gsm8k", ends_with_its_number))
-            low, high = wilson_interval(statistics.fmean(outcome.right), len(outcome.right))
-            print(f"{gsm8k.name}, one draw: {sum(outcome.right)} of {len(outcome.right)} right", end=" ")
-            print(f"[{low:.1%}, {high:.1%}], {outcome.n_tokens / len(outcome.right):.0f} tokens a question")
+            show_gsm8k(asyncio.run(ask(gsm8k, "gsm8k", ends_with_its_number)))
 
 
 if __name__ == "__main__":
