@@ -1,10 +1,13 @@
-"""Ctrl-C ends a run at once, whatever still sleeps before a retry or listens to a silent server."""
+"""Ctrl-C ends a run, whatever still sleeps before a retry or listens to a silent server."""
 
 import asyncio
 import atexit
 import os
+import signal
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TypeVar
 
 from flows.console import say
@@ -13,25 +16,39 @@ T = TypeVar("T")
 EXIT_CODE = 130
 """128 and the number of SIGINT, as shells have it."""
 SAID = "gguf-flow: interrupted; finished steps are in the session"
-GRACE_S = 3.0
-"""What threads have to come to their end by themselves, once the run has been cleaned up."""
+GRACE_S = 10.0
+"""What a run has, from Ctrl-C on, to come to its end by itself."""
 
 
 def run_until_interrupted(run: Awaitable[T]) -> T:
-    """`asyncio.run`, but for threads that do not end: Python would wait for them, Prefect's pause before a retry among
-    them.
+    """`asyncio.run`, but for threads that do not end: Prefect would wait for them, and one of them may be Prefect's own
+    pause before a retry.
     """
 
     async def watched() -> T:
-        try:
+        with _limited_end():
             return await run
-        except asyncio.CancelledError:
-            last_resort = threading.Timer(GRACE_S, _leave)
-            last_resort.daemon = True
-            last_resort.start()
-            raise
 
     return asyncio.run(watched())
+
+
+@contextmanager
+def _limited_end() -> Iterator[None]:
+    """Before what asyncio does at Ctrl-C, set a timer."""
+    of_asyncio = signal.getsignal(signal.SIGINT)
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        last_resort = threading.Timer(GRACE_S, _leave)
+        last_resort.daemon = True
+        last_resort.start()
+        assert callable(of_asyncio)
+        of_asyncio(number, frame)
+
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, of_asyncio)
 
 
 def _leave() -> None:
