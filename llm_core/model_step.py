@@ -1,17 +1,20 @@
 """A step in which a model answers: what it is asked, and the record of what came of it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from llm_core.call_params import LoadParams
+from llm_core.call_params import MAX_SEED, LoadParams
 from llm_core.generation import GenerateRequest, GenerateResult
 from llm_core.images import Image
 from llm_core.plan import Call, StagePlan
 from llm_core.prompts import chat, stage_output
 from llm_core.session_records import StepRecord
 from llm_core.structured import parsed_answer
+
+SEED_STEP = 1_000_003
+"""Between the seeds of two items; a prime so large that no item's are those of another's samples."""
 
 
 def request_of(call: Call, message: str, threads: int, cores: int, images: tuple[Image, ...] = ()) -> GenerateRequest:
@@ -26,6 +29,16 @@ def request_of(call: Call, message: str, threads: int, cores: int, images: tuple
     return GenerateRequest(
         messages, call.sampling, call.strip_reasoning, threads, most_threads, call.constraint, call.chosen, images
     )
+
+
+def of_item(item: int, request: GenerateRequest) -> GenerateRequest:
+    """`request` with the seed of an item of a dataset: with one for all, every item would begin with the same random
+    number, and all be lucky or unlucky together. The first item's is the seed as it is written.
+    """
+    if request.sampling.seed is None:
+        return request
+    seed = (request.sampling.seed + SEED_STEP * (item - 1)) % (MAX_SEED + 1)
+    return replace(request, sampling=replace(request.sampling, seed=seed))
 
 
 def record_of(

@@ -9,7 +9,7 @@ from prefect.context import TaskRunContext
 from llm_core.call_params import Constraint
 from llm_core.errors import GgufFlowError, ModelCrashed, ProviderUnavailable
 from llm_core.images import Image
-from llm_core.model_step import record_of, request_of, reused_record
+from llm_core.model_step import of_item, record_of, request_of, reused_record
 from llm_core.plan import Call, StagePlan
 from llm_core.providers.faults import wait_s
 from llm_core.session_images import refs
@@ -34,6 +34,8 @@ class Question:
     threads: int = 0
     """Of a model in memory."""
     images: tuple[Image, ...] = ()
+    item: int = 1
+    """Of a dataset, from 1."""
 
 
 def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
@@ -91,7 +93,7 @@ def _ask_one(run: Run, question: Question, on_token: OnToken | None) -> StepReco
         constraint = None  # a grammar that only makes replies easy to read
     threads = run.spare_threads.get(call, question.threads)
     asked = replace(call, constraint=constraint)
-    request = request_of(asked, question.message, threads, run.cores, question.images)
+    request = of_item(question.item, request_of(asked, question.message, threads, run.cores, question.images))
     seen = {"images": refs(question.images)}
     key = run.answers.key(load or call.remote, request) if call.cache else None
     if key and (found := run.answers.find(key)):

@@ -34,7 +34,7 @@ def generate_items(run: DatasetRun, stage: StagePlan, call: Call, admission: Adm
         if read is None:
             return None
         texts, images = input_texts(read), run.images_of(stage, item)
-        asked = member_question(stage, call, item.question, admission, texts, images)
+        asked = member_question(stage, call, item.question, admission, texts, images, item.number)
         return member_answer(run, asked, item.question, texts, is_last)
 
     items = [item for item in run.items if _is_needed(run, stage, call, item)]
@@ -49,7 +49,7 @@ def aggregate_items(run: DatasetRun, stage: StagePlan, members: Sequence[StepSum
 
     def answer(item: Item, is_last: bool) -> StepRecord | None:
         def ask_on_the_way(call: Call, step: str, message: str, constraint: Constraint | None) -> StepRecord:
-            asked = Question(stage, call, step, message, constraint, threads_of(run, stage, call))
+            asked = Question(stage, call, step, message, constraint, threads_of(run, stage, call), item=item.number)
             return ask(run, asked, is_last)
 
         read = _read(run, stage, item)

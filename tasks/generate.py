@@ -62,12 +62,18 @@ def generate(
 
 
 def member_question(
-    stage: StagePlan, call: Call, question: str, admission: Admission, texts: Mapping[str, str], images: Images
+    stage: StagePlan,
+    call: Call,
+    question: str,
+    admission: Admission,
+    texts: Mapping[str, str],
+    images: Images,
+    item: int = 1,
 ) -> Question:
     """What a member of a stage is asked: `question`, the `texts` of earlier stages, and what the stage looks at."""
     message = user_message(question, texts, call.instructions)
     step, threads = f"{stage.id}: {call.member}", admission.threads.get(call.member, 0)
-    return Question(stage, call, step, message, call.constraint, threads, images_of(stage, images))
+    return Question(stage, call, step, message, call.constraint, threads, images_of(stage, images), item)
 
 
 def member_answer(

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_core.aggregation import KINDS
 from tests.benchmarks.capitals import GRAMMAR, PATTERN, capital_questions, names_capital
 from tests.benchmarks.model_files import SMOLLM
 from tests.benchmarks.prefect_server import prefect_server
@@ -29,7 +28,6 @@ STAGE = {
     "id": "answer",
     "model": "small",
     "grammar": GRAMMAR,
-    # No seed: all questions would begin with the same random number, and so be lucky or unlucky together.
     "generation": {"temperature": 0.7, "max_tokens": 24, "n_ctx": 256},
 }
 CASCADE = {"type": "cascade", "threshold": 0.6, "at_least": 2, "pattern": PATTERN}
@@ -40,6 +38,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "self-consistency-9": {**STAGE, "samples": 9, "aggregation": CONSISTENCY},
     "cascade": {**STAGE, "samples": 9, "aggregation": CASCADE},
 }
+SEEDS_APART = 1000
+"""Between rounds; a sample's seed is the number of those before it higher."""
 GSM8K_STAGE = {
     "id": "answer",
     "model": "small",
@@ -67,11 +67,11 @@ def ends_with_number(answer: str | None, number: str) -> bool:
     return bool(found) and float(found[-1].replace(",", "")) == float(number.replace(",", ""))
 
 
-async def ask(dataset: Path, pipeline: str, is_right: Callable[[dict[str, Any]], bool]) -> Outcome:
-    """One dataset run; `is_right` sees a row of its results."""
+async def ask(dataset: Path, pipeline: str, is_right: Callable[[dict[str, Any]], bool], seed: int) -> Outcome:
+    """One dataset run; `is_right` sees a row of its results. With one seed all ways begin with the same draws."""
     from flows.batch import batch
 
-    result = await batch(dataset, pipeline)
+    result = await batch(dataset, pipeline, overrides=[f"answer.seed={seed}"])
     rows = [json.loads(line) for line in result.output.read_text().splitlines()]
     steps = [row["result"]["steps"].get("answer") for row in rows]
     return Outcome(
@@ -134,9 +134,8 @@ def difference(differences: list[float]) -> str:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     gsm8k = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    ways = {way: stage for way, stage in WAYS.items() if way != "cascade" or "cascade" in KINDS}
-    pipelines = {way: {"stages": [stage]} for way, stage in ways.items()} | {"gsm8k": {"stages": [GSM8K_STAGE]}}
-    outcomes: dict[str, list[Outcome]] = {way: [] for way in ways}
+    pipelines = {way: {"stages": [stage]} for way, stage in WAYS.items()} | {"gsm8k": {"stages": [GSM8K_STAGE]}}
+    outcomes: dict[str, list[Outcome]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name, prefect_server(Path(name) / "prefect"):
         folder = Path(name)
         written = json.dumps({"base_pipeline": pipelines["solo"], "pipelines": pipelines})  # JSON is YAML
@@ -144,12 +143,12 @@ def main() -> None:
         dataset = folder / "capitals.jsonl"
         dataset.write_text("".join(json.dumps(row) + "\n" for row in capital_questions()))
         for turn in range(rounds):
-            for way in in_turn(list(ways), turn):
-                outcomes[way].append(asyncio.run(ask(dataset, way, names_its_capital)))
+            for way in in_turn(list(WAYS), turn):
+                outcomes[way].append(asyncio.run(ask(dataset, way, names_its_capital, SEEDS_APART * (turn + 1))))
                 print(f"round {turn + 1}, {way}: {sum(outcomes[way][-1].right)} right", file=sys.stderr)
         show(outcomes)
         if gsm8k:
-            show_gsm8k(asyncio.run(ask(gsm8k, "gsm8k", ends_with_its_number)))
+            show_gsm8k(asyncio.run(ask(gsm8k, "gsm8k", ends_with_its_number, SEEDS_APART)))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ async def test_every_sample_of_a_real_run_is_counted(project: Project, smollm: P
     project.pipeline(json.dumps({"base_pipeline": {"stages": [WAYS["self-consistency-5"]]}}))
     dataset = project.path / "capitals.jsonl"
     dataset.write_text("".join(json.dumps(row) + "\n" for row in capital_questions()[:3]))
-    outcome = await ask(dataset, "base", names_its_capital)
+    outcome = await ask(dataset, "base", names_its_capital, seed=1)
     assert (len(outcome.right), outcome.n_calls, outcome.n_unanswered) == (3, 15, 0)
     logged = [
         json.loads(line) for path in project.sessions.rglob("step1_*.jsonl") for line in path.read_text().splitlines()
