@@ -13,7 +13,7 @@ from llm_core.documents import load_document, near_name
 from llm_core.errors import InputError, ModelFileError, PullError
 from llm_core.gguf_file import read_gguf
 from llm_core.memory import MemoryEstimates
-from llm_core.registry import ModelEntry, ModelsDocument, load_registry, model_path, models_directory
+from llm_core.registry import ModelEntry, ModelsDocument, load_registry, mmproj_path, model_path, models_directory
 from llm_core.settings import Settings
 from llm_core.status_board import read_board
 
@@ -64,23 +64,29 @@ def pull_models(*names: str) -> None:
 
 
 def _pull_one(name: str, entry: ModelEntry, folder: Path) -> None:
-    from llm_core.pull import pull
-
+    """The model's file, and that of its projector."""
     if entry.file is None:
         raise PullError(f"model '{name}' is remote; there is nothing to pull")
-    target = model_path(folder, name, entry)
+    _pull_file(name, "source", entry.source, entry.sha256, model_path(folder, name, entry))
+    if projector := mmproj_path(folder, name, entry):
+        _pull_file(name, "mmproj_source", entry.mmproj_source, entry.mmproj_sha256, projector)
+
+
+def _pull_file(name: str, key: str, source: str | None, sha256: str | None, target: Path) -> None:
+    from llm_core.pull import pull
+
     if _is_model(target):
         say(f"{name}: is here already: {target}")
         return
-    if entry.source is None:
-        raise PullError(f"model '{name}' has no 'source'; put its file at {target}")
+    if source is None:
+        raise PullError(f"model '{name}' has no '{key}'; put its file at {target}")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=stderr) as progress:
         row = progress.add_task(name, total=None)
         digest = pull(
             name,
-            entry.source,
-            entry.sha256,
+            source,
+            sha256,
             target,
             lambda done, size: progress.update(row, completed=done, total=size),
         )

