@@ -52,7 +52,8 @@ class HostModels:
         """
         registry = self.registry
         if name not in registry.available:
-            reason = registry.missing[name].reason if name in registry.missing else "it is not in models.yaml"
+            reason = "it is remote; ask its provider" if name in registry.remote else "it is not in models.yaml"
+            reason = registry.missing[name].reason if name in registry.missing else reason
             known = ", ".join(registry.available) or "none"
             raise InputError(f"model '{name}' cannot be used: {reason}; available: {known}")
         stage = StageSpec(id="answer", type="single", members=(MemberSpec(model=name),))
