@@ -251,6 +251,19 @@ async def test_fallback_is_asked_at_once_after_a_refusal_and_both_reasons_are_gi
         await run(long)
 
 
+async def test_remote_judge_is_asked_freely_and_its_words_are_read(project: Project, httpserver: HTTPServer) -> None:
+    """No grammar can be sent; that of a local judge allows nothing but a number."""
+    httpserver.expect_request(PATH).respond_with_response(streamed(sse(chunk("Answer 2 is the better one.", "stop"))))
+    models(project, httpserver)
+    members = "[small, {model: small, instructions: Answer with a question.}]"
+    one_stage(project, f"{{id: a, models: {members}, aggregation: {{type: judge, judge_model: far}}}}")
+    result = await run()
+    first, second, judged = result.steps
+    assert first.text != second.text
+    assert (judged.text, judged.model, result.answer) == (second.text, "far", second.text)
+    assert "response_format" not in json.loads(httpserver.log[0][0].get_data())
+
+
 async def test_replay_leaves_remote_steps_unchecked_and_rerun_asks_again(
     project: Project, httpserver: HTTPServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
