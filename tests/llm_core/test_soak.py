@@ -18,7 +18,7 @@ N_REQUESTS, N_SEQUENCES = 2000, 8
 WORDS = (
     "apple river stone cloud tiger piano garden window bridge castle forest island mirror orange pencil rocket silver "
     "summer thunder velvet winter yellow anchor basket candle dragon engine falcon guitar hammer jacket kitten lemon "
-    "magnet needle ocean pepper quartz rabbit saddle tunnel umbrella violin walnut zebra bottle camera desert eagle"
+    "magnet needle ocean pepper quartz rabbit saddle tunnel umbrella violin walnut zebra bottle camera desert helmet"
 ).split()
 EXAMPLES = tuple(
     turn
@@ -59,8 +59,8 @@ def one(worker: ModelWorker, number: int) -> str:
     return "ended by itself"
 
 
-def test_two_thousand_requests_with_cancels_and_time_outs(smollm: Path) -> None:
-    worker = ModelWorker(LoadParams(str(smollm), 512, sequences=N_SEQUENCES), "smol")
+def test_two_thousand_requests_with_cancels_and_time_outs(variants: dict[str, Path]) -> None:
+    worker = ModelWorker(LoadParams(str(variants["Q4_0"]), 512, sequences=N_SEQUENCES), "smol")  # batches best
     worker.use_threads(physical_cores())
     process = psutil.Process(worker.pid)
     rss_bytes: list[int] = []
