@@ -169,7 +169,7 @@ async def test_retry_waits_as_long_as_the_provider_asks(project: Project, httpse
         states = await client.read_task_run_states(task_run.id)
     waiting = next(state for state in states if state.name == "AwaitingRetry")
     assert waiting.state_details.scheduled_time
-    assert 0.8 < (waiting.state_details.scheduled_time - waiting.timestamp).total_seconds() < 1.2
+    assert 0.5 < (waiting.state_details.scheduled_time - waiting.timestamp).total_seconds() < 1.5
 
 
 def test_ctrl_c_ends_a_run_that_waits_before_a_retry(project: Project, httpserver: HTTPServer) -> None:
@@ -340,7 +340,7 @@ class Counting:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
-        time.sleep(0.1)
+        time.sleep(0.3)
         with self._lock:
             self.now -= 1
         question = json.loads(asked.get_data())["messages"][-1]["content"]

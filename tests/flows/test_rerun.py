@@ -107,6 +107,9 @@ async def test_run_links_to_its_parents(parent: Project) -> None:
 
 
 async def test_run_shows_what_differs_from_its_parent(parent: Project) -> None:
+    """The parent's note is one that no model would write, so that it surely differs."""
+    path = parent.sessions / "session_001" / "step5.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "text": "Zebra zebra zebra."}))
     result = await rerun("session_001", "note", changes=[StageChange(stage="note", parameters=("max_tokens=3",))])
     shown = await artifact_of(parent, result.session_id, "base-diff")
     assert "- `stages.note.generation.max_tokens`: ~~(not set)~~ **3**" in shown

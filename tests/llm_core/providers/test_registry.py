@@ -30,7 +30,7 @@ class Counting:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
-        time.sleep(0.05)
+        time.sleep(0.2)
         with self._lock:
             self.now -= 1
         raise KeyError("what\nnow")
