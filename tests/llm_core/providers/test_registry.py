@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from llm_core.errors import ConfigError, ProviderError
 from llm_core.generation import GenerateRequest, GenerateResult
@@ -14,6 +15,8 @@ from llm_core.providers.protocol import ProviderCapabilities
 from llm_core.providers.registry import ProviderKind, RemoteModel, capabilities_of, find_kind, remote_model
 from llm_core.providers.remote import RemoteModels
 from llm_core.providers.settings import ProviderSettings
+from llm_core.registry import ModelsDocument
+from tests.conftest import REPOSITORY
 from tests.llm_core.providers.chat_server import request
 
 
@@ -121,3 +124,16 @@ def test_settings_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
     found: RemoteModel = remote_model("m", "openai")
     assert "sk-planted" not in found.settings
+
+
+def test_remote_models_of_the_readme_are_read() -> None:
+    section = (REPOSITORY / "README.md").read_text().partition("### Remote models")[2]
+    written = yaml.safe_load(section.split("```")[1].removeprefix("yaml"))
+    models = ModelsDocument.model_validate(written).models
+    providers = {name: remote_model(name, entry.provider) for name, entry in models.items() if entry.provider}
+    assert {name: remote.provider for name, remote in providers.items()} == {
+        "gpt-4o-mini": "openai",
+        "claude": "anthropic",
+        "qwen": "vllm",
+        "own": "custom_http",
+    }
