@@ -1,9 +1,7 @@
 """Anthropic's models, by its SDK. Shapes: https://docs.anthropic.com/en/api/messages"""
 
-import json
 from base64 import b64encode
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import anthropic
@@ -46,7 +44,7 @@ class AnthropicMessages:
         """
         answer = StreamedAnswer(request, on_token)
         ended = False
-        with self._faults_named():
+        with self._faults.of_sdk(anthropic, _message):
             timeout = anthropic.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S)
             stream = self._client.messages.create(**self._body(request), stream=True, timeout=timeout)
             with closing(stream):
@@ -94,21 +92,6 @@ class AnthropicMessages:
             if reason not in _ENDED:
                 raise self._faults.refused(f"the answer ended with stop_reason '{reason}'")
             answer.finish_reason = _ENDED[reason]
-
-    @contextmanager
-    def _faults_named(self) -> Iterator[None]:
-        try:
-            yield
-        except anthropic.APITimeoutError:
-            raise self._faults.passing("no connection, or no sign of life") from None
-        except anthropic.APIStatusError as error:
-            raise self._faults.of_status(error.status_code, _message(error), error.response.headers) from None
-        except anthropic.APIConnectionError as error:
-            raise self._faults.passing(f"the connection failed: {error.__cause__ or error}") from None
-        except anthropic.APIError as error:
-            raise self._faults.passing(f"an error in the middle of the answer: {error.message}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise self._faults.passing(f"what it streams is no JSON: {error}") from None
 
 
 def _messages(request: GenerateRequest) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from jsonpointer import JsonPointer, JsonPointerException
 
 from llm_core.generation import GenerateRequest, GenerateResult
 from llm_core.images import data_url
-from llm_core.providers.faults import Faults, required_key
+from llm_core.providers.faults import SILENT, Faults, required_key
 from llm_core.providers.protocol import FindKey, ProviderCapabilities
 from llm_core.providers.settings import CHOSEN, CustomHttpSettings, body_environment, filled_in, names_in
 from llm_core.providers.streamed_answer import CONNECT_TIMEOUT_S, SILENCE_S, StreamedAnswer, schema_of
@@ -44,7 +44,7 @@ class CustomHttp:
         try:
             response = self._client.post(self._settings.url, content=self._body(request), timeout=timeout)
         except httpx.TimeoutException:
-            raise self._faults.passing("no connection, or no sign of life") from None
+            raise self._faults.passing(SILENT) from None
         except httpx.HTTPError as error:
             raise self._faults.passing(f"the connection failed: {error}") from None
         if not response.is_success:

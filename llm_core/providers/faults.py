@@ -1,10 +1,13 @@
 """What goes wrong on the way to a remote model, as one line, and whether trying again may help."""
 
+import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from typing import Any
 
 from llm_core.errors import (
     ConfigError,
@@ -18,6 +21,7 @@ from llm_core.providers.protocol import FindKey
 
 LONGEST_WAIT_S = 300.0
 """A provider that asks for more patience has failed; so long a wait would hold up the run."""
+SILENT = "no connection, or no sign of life"
 _LONGEST_BACKOFF_S = 30.0
 _OF_THE_REQUEST = (400, 413, 422)
 """Bad request, content too large, unprocessable."""
@@ -77,6 +81,27 @@ class Faults:
         error = ProviderUnavailable(said)
         error.retry_after_s = retry_after_s
         return error
+
+    @contextmanager
+    def of_sdk(self, sdk: Any, message: Callable[[Any], str]) -> Iterator[None]:
+        """Within it, what `openai` or `anthropic` raises is one of ours; both are made by one generator, with errors of
+        the same names.
+
+        Args:
+            message: what the server said, of an `APIStatusError`.
+        """
+        try:
+            yield
+        except sdk.APITimeoutError:
+            raise self.passing(SILENT) from None
+        except sdk.APIStatusError as error:
+            raise self.of_status(error.status_code, message(error), error.response.headers) from None
+        except sdk.APIConnectionError as error:
+            raise self.passing(f"the connection failed: {error.__cause__ or error}") from None
+        except sdk.APIError as error:
+            raise self.passing(f"an error in the middle of the answer: {error.message}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise self.passing(f"what it streams is no JSON: {error}") from None
 
     def refused(self, message: str) -> RequestRefused:
         """One that will be, for this request."""

@@ -4,8 +4,7 @@ Shapes: https://platform.openai.com/docs/api-reference/chat
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import openai
@@ -48,7 +47,7 @@ class OpenAICompatible:
             GgufFlowError: refused, too long for its context, or not what its schema says.
         """
         answer = StreamedAnswer(request, on_token)
-        with self._faults_named():
+        with self._faults.of_sdk(openai, _message):
             timeout = openai.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S)
             stream = self._client.chat.completions.create(**self._body(request), timeout=timeout)
             with closing(stream):
@@ -105,21 +104,6 @@ class OpenAICompatible:
                 if choice.finish_reason not in _ENDED:
                     raise self._faults.refused(f"the answer ended with finish_reason '{choice.finish_reason}'")
                 answer.finish_reason = _ENDED[choice.finish_reason]
-
-    @contextmanager
-    def _faults_named(self) -> Iterator[None]:
-        try:
-            yield
-        except openai.APITimeoutError:
-            raise self._faults.passing("no connection, or no sign of life") from None
-        except openai.APIStatusError as error:
-            raise self._faults.of_status(error.status_code, _message(error), error.response.headers) from None
-        except openai.APIConnectionError as error:
-            raise self._faults.passing(f"the connection failed: {error.__cause__ or error}") from None
-        except openai.APIError as error:
-            raise self._faults.passing(f"an error in the middle of the answer: {error.message}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise self._faults.passing(f"what it streams is no JSON: {error}") from None
 
 
 def is_strict(schema: Any) -> bool:
