@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import pools
 from flows.pipeline import compile_flow
 from llm_core.pipeline import load_pipeline
+from llm_core.pool import ModelPool
 from llm_core.settings import Settings
 from tests.conftest import Project
 
@@ -17,6 +19,20 @@ def clean_pools() -> Iterator[None]:
     """Models that persistent pipelines of this process keep loaded go when the test ends."""
     yield
     pools.close_shared_pools()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models that were really asked, in order."""
+    asked: list[str] = []
+    generate = ModelPool.generate
+
+    def counted(self: ModelPool, load: Any, model: str, *rest: Any) -> Any:
+        asked.append(model)
+        return generate(self, load, model, *rest)
+
+    monkeypatch.setattr(ModelPool, "generate", counted)
+    return asked
 
 
 @pytest.fixture(scope="module")

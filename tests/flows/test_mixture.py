@@ -15,7 +15,6 @@ from flows.rerun import StageChange, rerun
 from flows.result import PipelineFailed
 from llm_core.mixture import LAYER_INSTRUCTIONS
 from llm_core.pipeline import load_pipeline
-from llm_core.pool import ModelPool
 from llm_core.session_files import load_session
 from llm_core.settings import Settings
 from tests.conftest import Project
@@ -47,20 +46,6 @@ STEPS = [
     "4 panel: concat",
     "5 final: b",
 ]
-
-
-@pytest.fixture
-def asked(finished: Project, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The models that are asked after the first run, in alphabetical order of those of a layer."""
-    models: list[str] = []
-    generate = ModelPool.generate
-
-    def noted(self: ModelPool, load: Any, model: str, *rest: Any) -> Any:
-        models.append(model)
-        return generate(self, load, model, *rest)
-
-    monkeypatch.setattr(ModelPool, "generate", noted)
-    return models
 
 
 def step(folder: Path, name: str) -> dict[str, Any]:
@@ -114,21 +99,21 @@ async def test_layers_are_replayed(finished: Project, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(("from_stage", "models"), [("panel", "aaabbbb"), ("panel (layer 2)", "aabbb"), ("final", "b")])
 async def test_rerun_from_the_stage_is_from_its_first_layer(
-    finished: Project, asked: list[str], from_stage: str, models: str
+    finished: Project, calls: list[str], from_stage: str, models: str
 ) -> None:
     result = await rerun("session_001", from_stage)
-    assert "".join(sorted(asked)) == models
+    assert "".join(sorted(calls)) == models
     assert {step.id for step in result.steps} == set(STEPS)
 
 
-async def test_other_aggregation_keeps_the_answers_of_all_layers(finished: Project, asked: list[str]) -> None:
+async def test_other_aggregation_keeps_the_answers_of_all_layers(finished: Project, calls: list[str]) -> None:
     vote = [StageChange(stage="panel", parameters=("aggregation=majority_vote",))]
     result = await rerun("session_001", "panel", changes=vote)
-    assert asked == ["b"], "the final stage alone"
+    assert calls == ["b"], "the final stage alone"
     assert step(result.session_path, "4_aggregation")["aggregation"]["kind"] == "majority_vote"
 
 
-async def test_change_of_the_stage_reaches_all_its_layers(finished: Project, asked: list[str]) -> None:
+async def test_change_of_the_stage_reaches_all_its_layers(finished: Project, calls: list[str]) -> None:
     change = StageChange(stage="panel", instructions="Say it in verse.", parameters=("max_tokens=3",))
     result = await rerun("session_001", "panel", changes=[change])
     for layer in (2, 3, 4):
@@ -136,7 +121,7 @@ async def test_change_of_the_stage_reaches_all_its_layers(finished: Project, ask
         assert "Say it in verse." in step(result.session_path, f"{layer}_a")["prompt"]
 
 
-async def test_items_of_a_dataset_go_through_layer_after_layer(finished: Project, asked: list[str]) -> None:
+async def test_items_of_a_dataset_go_through_layer_after_layer(finished: Project, calls: list[str]) -> None:
     path = finished.path / "questions.jsonl"
     path.write_text('{"question": "What is ice?"}\n{"question": "Who are you?"}\n')
     result = await batch(path)

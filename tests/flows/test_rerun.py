@@ -11,7 +11,6 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from flows.rerun import StageChange, rerun
 from flows.result import PipelineResult
 from llm_core.errors import ConfigError, InputError, PlanError, SessionError
-from llm_core.pool import ModelPool
 from llm_core.session_files import load_session
 from tests.conftest import Project
 
@@ -40,20 +39,6 @@ FILES = {
     "merge": {"step4.json"},
     "note": {"step5.json"},
 }
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The models that were really asked, in order."""
-    asked: list[str] = []
-    generate = ModelPool.generate
-
-    def counted(self: ModelPool, load: Any, model: str, *rest: Any) -> Any:
-        asked.append(model)
-        return generate(self, load, model, *rest)
-
-    monkeypatch.setattr(ModelPool, "generate", counted)
-    return asked
 
 
 @pytest.fixture
