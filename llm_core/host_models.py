@@ -60,7 +60,9 @@ class HostModels:
         plan = make_plan(PipelineSpec(name="host", stages=(stage,)), registry)
         (call,) = plan.calls
         return HostedModel(
-            name, call, self._resident(call) or place(plan, self._pool.budget, self._estimates.need)[call]
+            name,
+            call,
+            self._resident(call) or place(plan, self._pool.budget, self._estimates.need, ANSWERS_AT_ONCE)[call],
         )
 
     def load_params(self, name: str) -> LoadParams:

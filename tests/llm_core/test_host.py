@@ -99,6 +99,12 @@ def test_official_client_gets_an_answer_with_usage(client: openai.OpenAI) -> Non
     assert answer.usage.total_tokens == 24 + answer.usage.completion_tokens
 
 
+def test_model_that_the_api_loads_answers_several_at_once(client: openai.OpenAI, by_hand: httpx.Client) -> None:
+    client.chat.completions.create(model="small", messages=QUESTION)
+    (resident,) = by_hand.get("/models/status").json()["models"]
+    assert resident["load"]["sequences"] == 4
+
+
 def test_seed_repeats_an_answer(client: openai.OpenAI) -> None:
     def drawn(seed: int) -> str | None:
         answer = client.chat.completions.create(model="small", messages=QUESTION, temperature=1.5, seed=seed)
