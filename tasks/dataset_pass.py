@@ -38,11 +38,9 @@ SHOW_EVERY_S = 1.0
 """Between two updates of a progress artifact, which cost some 10 ms each."""
 MAX_CRASHES_IN_A_ROW = 3
 """Items that crash their model alone, one after the other, before the model itself is held to be at fault."""
-_OF_THE_ITEM = (ConstraintError, ContextOverflow, GenerationTimeout, InputError, RequestRefused)
-
-
 MAX_FAULTS_IN_A_ROW = 3
 """Items that a remote model fails, one after the other, before it is held to be at fault and the run ends."""
+_OF_THE_ITEM = (ConstraintError, ContextOverflow, GenerationTimeout, InputError, RequestRefused)
 
 
 @dataclass(frozen=True)
