@@ -28,10 +28,17 @@ class SamplingParams:
     """Of the generation itself, waiting for a free sequence not counted."""
     deterministic: bool | None = None
     """Decode alone, so that no neighbour changes a token; `None`: at temperature 0."""
+    prompt_lookup: bool | None = None
+    """Guess tokens from the prompt and check several at once; `None`: unless `alone`, since llama.cpp's attention
+    rounds otherwise for several tokens than for one."""
 
     @property
     def alone(self) -> bool:
         return self.temperature == 0 if self.deterministic is None else self.deterministic
+
+    @property
+    def looks_up(self) -> bool:
+        return not self.alone if self.prompt_lookup is None else self.prompt_lookup
 
 
 @dataclass(frozen=True)

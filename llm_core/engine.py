@@ -1,14 +1,14 @@
 """Batched decoding: answers join and leave one llama.cpp context between its decode steps."""
 
-import os
 import random
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import llama_cpp
 
 from llm_core.call_params import MAX_SEED, LoadParams
+from llm_core.engine_answer import Answer, Event, Failed, Finished, Started, Token
 from llm_core.errors import (
     ConstraintError,
     ContextOverflow,
@@ -18,87 +18,17 @@ from llm_core.errors import (
     ModelCrashed,
     ModelOutOfMemory,
 )
-from llm_core.generation import GenerateRequest, GenerateResult
-from llm_core.guide import Guide, Guides
+from llm_core.generation import GenerateRequest
+from llm_core.guide import Guides
 from llm_core.kv_cache import MIN_SHARED, KVCache, common_prefix
 from llm_core.llama_model import BATCH_TOKENS, LlamaModel, llama_cpp_build
-from llm_core.machine import peak_rss_bytes, process_vram_bytes
 from llm_core.out_of_memory import is_out_of_memory
-from llm_core.prompt_pieces import ImagePiece, Prompt
+from llm_core.prompt_pieces import Prompt
 from llm_core.sampler import make_sampler
 from llm_core.text_stream import TextStream, split_reasoning
 
 if TYPE_CHECKING:
     from llm_core.vision import Vision
-
-
-@dataclass(frozen=True)
-class Started:
-    """A request has got its sequence; its `timeout_s` runs from here."""
-
-    id: int
-
-
-@dataclass(frozen=True)
-class Token:
-    """New text of an answer, and how many tokens it has by now."""
-
-    id: int
-    text: str
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    id: int
-    result: GenerateResult
-
-
-@dataclass(frozen=True)
-class Failed:
-    id: int
-    error: GgufFlowError
-
-
-Event = Started | Token | Finished | Failed
-
-
-@dataclass
-class _Answer:
-    """One request on its way; `sequence` is its place in the context once it has one."""
-
-    id: int
-    request: GenerateRequest
-    prompt: Prompt
-    seed: int
-    arrived: float
-    stream: TextStream
-    guide: Guide | None = None
-    """Where its tokens are held to a constraint."""
-    sampler: object = None
-    started: float = 0.0
-    sequence: int = -1
-    n_cached: int = 0
-    """Tokens of its prompt that were in its sequence when it came."""
-    n_past: int = 0
-    """Tokens of it in the KV cache."""
-    shift: int = 0
-    """Where the next token stands, less the tokens before it."""
-    completion: list[int] = field(default_factory=list)
-    first_token: float = 0.0
-    last_token: float = 0.0
-    output_index: int = -1
-    """Where in the batch its logits stand; -1 when it has none this step."""
-
-    @property
-    def tokens(self) -> list[int]:
-        """Of the prompt."""
-        return self.prompt.tokens
-
-    @property
-    def image(self) -> ImagePiece | None:
-        """The next that is to be put into the KV cache."""
-        return self.prompt.images[0] if self.prompt.images else None
 
 
 class Engine:
@@ -116,8 +46,8 @@ class Engine:
         self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
         self._kv = KVCache(self.llama.context, load.sequences)
         self._guides = Guides(self.llama)
-        self._waiting: list[_Answer] = []
-        self._active: list[_Answer] = []
+        self._waiting: list[Answer] = []
+        self._active: list[Answer] = []
         self._failed: list[Failed] = []
         self.load_s = time.perf_counter() - started
 
@@ -145,7 +75,7 @@ class Engine:
         seed = random.SystemRandom().randrange(MAX_SEED + 1) if sampling.seed is None else sampling.seed
         stream = TextStream(() if guide and guide.thinking else sampling.stop)
         request = replace(request, images=())  # they are in the prompt
-        self._waiting.append(_Answer(id, request, prompt, seed, arrived, stream, guide))
+        self._waiting.append(Answer(id, request, prompt, seed, arrived, stream, guide))
 
     def _prompt(self, request: GenerateRequest) -> Prompt:
         if not request.images:
@@ -178,7 +108,7 @@ class Engine:
             return events + self._fail(list(self._active), f"llama_decode returned {status}")
         for answer in list(self._active):
             if answer.output_index >= 0:
-                events += self._take_token(answer)
+                events += self._take_tokens(answer)
         return events
 
     def _threads(self) -> int:
@@ -217,13 +147,13 @@ class Engine:
                 events.append(Started(answer.id))
         return events
 
-    def _will_share(self, answer: _Answer) -> bool:
+    def _will_share(self, answer: Answer) -> bool:
         """Whether someone is just prefilling what `answer` begins with: then it waits, and has it copied."""
         beginning = answer.prompt.beginning
         coming = [common_prefix(a.tokens, beginning) for a in self._active if a.n_past < len(a.tokens)]
         return bool(coming) and max(coming) - self._kv.shared(beginning) > MIN_SHARED
 
-    def _join(self, answer: _Answer, *, share: bool) -> None:
+    def _join(self, answer: Answer, *, share: bool) -> None:
         answer.started = time.perf_counter()
         answer.sequence, answer.n_cached = self._kv.take(answer.prompt.beginning, share=share)
         answer.n_past = answer.n_cached
@@ -235,7 +165,7 @@ class Engine:
         )
         self._active.append(answer)
 
-    def _leave(self, answer: _Answer, *, clear: bool = False) -> None:
+    def _leave(self, answer: Answer, *, clear: bool = False) -> None:
         self._active.remove(answer)
         self._kv.leave(answer.sequence, clear=clear)
         llama_cpp.llama_sampler_free(answer.sampler)
@@ -265,36 +195,60 @@ class Engine:
         for answer in sorted(self._active, key=lambda a: a.sequence):
             self._add_to_batch(answer, chunks[answer.id])
 
-    def _add_to_batch(self, answer: _Answer, n_tokens: int) -> None:
+    def _add_to_batch(self, answer: Answer, n_tokens: int) -> None:
         pending = answer.completion[-1:] or answer.tokens[answer.n_past : answer.n_past + n_tokens]
-        batch = self._batch
         for token in pending[:n_tokens]:
-            at = batch.n_tokens
-            batch.token[at], batch.pos[at], batch.logits[at] = token, answer.n_past + answer.shift, 0
-            batch.n_seq_id[at], batch.seq_id[at][0] = 1, answer.sequence
-            batch.n_tokens = at + 1
+            self._add_token(answer, token, answer.n_past)
             answer.n_past += 1
-            self._kv.held[answer.sequence].append(token)
-        answer.output_index = -1
+        answer.output_index, answer.draft = -1, []
         if n_tokens and answer.n_past >= len(answer.tokens):
-            answer.output_index = batch.n_tokens - 1
-            batch.logits[answer.output_index] = 1
+            answer.output_index = self._batch.n_tokens - 1
+            # Beside others a guess is no gain: llama.cpp takes unequal shares in several micro-batches.
+            if len(self._active) == 1 and self.llama.can_take_back:
+                answer.draft = answer.guess(self.load.n_ctx)
+            for ahead, token in enumerate(answer.draft):
+                self._add_token(answer, token, answer.n_past + ahead)
+            for at in range(answer.output_index, self._batch.n_tokens):
+                self._batch.logits[at] = 1
 
-    def _take_token(self, answer: _Answer) -> list[Event]:
+    def _add_token(self, answer: Answer, token: int, n_past: int) -> None:
+        batch, at = self._batch, self._batch.n_tokens
+        batch.token[at], batch.pos[at], batch.logits[at] = token, n_past + answer.shift, 0
+        batch.n_seq_id[at], batch.seq_id[at][0] = 1, answer.sequence
+        batch.n_tokens = at + 1
+        self._kv.held[answer.sequence].append(token)
+
+    def _take_tokens(self, answer: Answer) -> list[Event]:
+        """Of one that has guessed, as many tokens as its guesses came true, and the one after them."""
+        events = self._take_token(answer)
+        if not answer.draft:
+            return events
+        sequence, n_accepted = answer.sequence, 0
+        for guess in answer.draft:
+            if answer not in self._active or answer.completion[-1] != guess:
+                break
+            n_accepted += 1
+            answer.n_past += 1
+            answer.output_index += 1
+            events += self._take_token(answer)
+        answer.learn(n_accepted)
+        self._kv.cut(sequence, answer.n_past)
+        return events
+
+    def _take_token(self, answer: Answer) -> list[Event]:
         try:
             return self._take_drawn(answer)
         except ConstraintError as error:
             self._leave(answer)
             return [Failed(answer.id, error)]
 
-    def _take_drawn(self, answer: _Answer) -> list[Event]:
+    def _take_drawn(self, answer: Answer) -> list[Event]:
         guide, was_thinking = answer.guide, bool(answer.guide and answer.guide.thinking)
         if guide:
             token = guide.next_token(answer.sampler, answer.output_index)
         else:
             token = llama_cpp.llama_sampler_sample(answer.sampler, self.llama.context, answer.output_index)
-        answer.last_token = time.perf_counter()
-        answer.first_token = answer.first_token or answer.last_token
+        answer.token_drawn()
         if self.llama.is_end(token):
             return self._finish(answer, "stop")
         answer.completion.append(token)
@@ -308,7 +262,7 @@ class Engine:
             answer.stream = TextStream(answer.request.sampling.stop)
         return events
 
-    def _finish(self, answer: _Answer, reason: str) -> list[Event]:
+    def _finish(self, answer: Answer, reason: str) -> list[Event]:
         if not answer.guide:
             self._leave(answer)
             answer.stream.push(b"", last=True)
@@ -323,30 +277,8 @@ class Engine:
         events: list[Event] = [Token(answer.id, rest, len(answer.completion))] if rest else []
         return [*events, self._finished(answer, reason, stream.text, answer.guide.reasoning)]
 
-    def _finished(self, answer: _Answer, reason: str, text: str, reasoning: str | None) -> Finished:
-        n = len(answer.completion)
-        decode_s = answer.last_token - answer.first_token
-        result = GenerateResult(
-            text=text,
-            reasoning=reasoning,
-            finish_reason=reason,
-            build=self.build,
-            prompt=answer.prompt.text,
-            prompt_tokens=len(answer.tokens),
-            cached_prompt_tokens=answer.n_cached,
-            completion_tokens=n,
-            tokens=tuple(answer.completion),
-            seed=answer.seed,
-            peak_rss_bytes=peak_rss_bytes(),
-            peak_vram_bytes=None if self.load.gpu is None else process_vram_bytes(os.getpid(), self.load.gpu),
-            load_s=self.load_s,
-            ttft_s=answer.first_token - answer.arrived,
-            tpot_s=decode_s / (n - 1) if n > 1 else None,
-            tokens_per_s=n / (answer.last_token - answer.started),
-            truncated=bool(answer.guide and answer.guide.truncated),
-            logprobs=tuple(answer.guide.logprobs) if answer.guide else (),
-        )
-        return Finished(answer.id, result)
+    def _finished(self, answer: Answer, reason: str, text: str, reasoning: str | None) -> Finished:
+        return answer.result(reason, text, reasoning, self.build, self.load_s, self.load.gpu)
 
     def _expired(self) -> list[Event]:
         now = time.perf_counter()
@@ -359,7 +291,7 @@ class Engine:
                 events.append(Failed(answer.id, GenerationTimeout(f"no end after timeout_s {timeout_s:g}; {done}")))
         return events
 
-    def _fail(self, answers: list[_Answer], reason: str) -> list[Event]:
+    def _fail(self, answers: list[Answer], reason: str) -> list[Event]:
         reason = f"{reason}: {self.llama.last_error()}"
         error_class = ModelOutOfMemory if is_out_of_memory(reason) else ModelCrashed
         events: list[Event] = [Failed(answer.id, error_class(reason)) for answer in answers]

@@ -81,6 +81,10 @@ class GenerateResult:
     logprobs: tuple[tuple[int, float], ...] = ()
     """Where its constraint asks for them: of each token of the text, the byte where it ends and its log probability
     among those that the constraint allowed, at temperature 1."""
+    drafted_tokens: int | None = None
+    """Guessed from the prompt and the answer (`prompt_lookup`), to be checked several at once."""
+    accepted_tokens: int | None = None
+    """Of these, so many came true."""
     answered_by: str | None = None
     """What a remote provider calls the model that answered."""
 

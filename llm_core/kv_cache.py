@@ -36,11 +36,17 @@ class KVCache:
     def take(self, prompt: Sequence[int], *, share: bool) -> tuple[int, int]:
         """A sequence for `prompt`, and how many of its tokens are in it already; none if not `share`."""
         source, n_shared = self._best(prompt) if share else (-1, 0)
-        sequence = self._choose(source if n_shared else -1)
+        sequence = self._choose(source if n_shared >= MIN_SHARED else -1)
         self._free.remove(sequence)
-        if n_shared and source != sequence:
-            self._copy(source, sequence)
+        n_own = self._beginning(sequence, prompt) if share else 0
+        if n_shared - n_own < MIN_SHARED:
+            return sequence, self._trim(sequence, n_own)
+        self._copy(source, sequence)
         return sequence, self._trim(sequence, n_shared)
+
+    def cut(self, sequence: int, length: int) -> None:
+        """Take back the tokens after the first `length`."""
+        self._trim(sequence, length)
 
     def leave(self, sequence: int, *, clear: bool = False) -> None:
         """Give a sequence back; `clear` where what it holds cannot be trusted."""
@@ -61,9 +67,11 @@ class KVCache:
         return last, gap
 
     def _best(self, prompt: Sequence[int]) -> tuple[int, int]:
-        lengths = [common_prefix(held, prompt) for held in self.held]
-        n_shared = min(max(lengths), len(prompt) - 1)
-        return lengths.index(max(lengths)), n_shared if n_shared >= MIN_SHARED else 0
+        lengths = [self._beginning(sequence, prompt) for sequence in range(len(self.held))]
+        return lengths.index(max(lengths)), max(lengths)
+
+    def _beginning(self, sequence: int, prompt: Sequence[int]) -> int:
+        return min(common_prefix(self.held[sequence], prompt), len(prompt) - 1)
 
     def _choose(self, source: int) -> int:
         """With company, the nearest free sequence to it; alone, the one with the prefix, or the longest unused."""

@@ -11,6 +11,7 @@ from llm_core.call_params import LoadParams
 from llm_core.chat_template import ChatTemplate
 from llm_core.errors import ModelLoadError, ModelOutOfMemory
 from llm_core.out_of_memory import is_out_of_memory
+from llm_core.prompt_lookup import MAX_DRAFT
 
 BATCH_TOKENS = 512
 """Most tokens in one decode call; llama.cpp's own default for a micro-batch."""
@@ -48,6 +49,8 @@ class LlamaModel:
             raise load_error(f"llama.cpp cannot load {load.path}: {first_error()}")
         self.model = model
         self.vocab = llama_cpp.llama_model_get_vocab(model)
+        self.can_take_back = not (llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
+        """Whether single tokens can be taken out of a sequence again."""
         self.context = self._make_context(load)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(self.vocab)
         template = llama_cpp.llama_model_chat_template(model, None)
@@ -62,7 +65,8 @@ class LlamaModel:
         params.n_ctx = load.context_cells
         params.n_seq_max = load.sequences
         params.n_batch = params.n_ubatch = min(BATCH_TOKENS, params.n_ctx)
-        params.n_outputs_max = load.sequences  # one per sequence is read; the default reserves logits for a whole batch
+        # So many are read at once; the default reserves logits for a whole batch.
+        params.n_outputs_max = min(params.n_ubatch, max(load.sequences, 1 + MAX_DRAFT))
         params.type_k = params.type_v = _KV_TYPES[load.kv_type]
         params.flash_attn_type = FLASH_ATTENTION[load.flash_attention]
         context = llama_cpp.llama_init_from_model(self.model, params)

@@ -21,6 +21,7 @@ class GenerationParams(Document):
     stop: tuple[str, ...] | None = Field(None, description="text that ends an answer; not part of it")
     logit_bias: dict[str, float] | None = Field(None, description="text → added to its tokens' logits; -100 bans")
     deterministic: bool | None = Field(None, description="decode alone; unset: at temperature 0")
+    prompt_lookup: bool | None = Field(None, description="guess from the prompt; unset: unless deterministic")
     n_ctx: int | None = Field(None, ge=16, description="context length in tokens: prompt and answer together")
     n_gpu_layers: int | None = Field(None, ge=-1, description="layers on the GPU; -1: all; unset: as many as fit")
     kv_type: Literal["f16", "q8_0", "q4_0"] | None = Field(None, description="number format of the KV cache")

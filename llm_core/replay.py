@@ -153,7 +153,8 @@ class Replay:
         assert call.load
         load: LoadParams = replace(call.load, **placed)
         threads = then.get("threads", 1)
-        again = replace(call, sampling=replace(call.sampling, seed=seed, deterministic=True))
+        sampling = replace(call.sampling, seed=seed, deterministic=True, prompt_lookup=_looked_up(recorded))
+        again = replace(call, sampling=sampling)
         started = datetime.now(UTC)
         result = self._pool.generate(load, call.model, request_of(again, message, threads, threads, images))
         return record_of(stage, again, name, load, threads, result, started)
@@ -184,10 +185,20 @@ def _was_alone(recorded: StepRecord) -> bool:
     return recorded.parameters.get("temperature") == 0 if deterministic is None else bool(deterministic)
 
 
+def _looked_up(recorded: StepRecord) -> bool:
+    """As then: several tokens are rounded otherwise than one. Sessions from before there was a lookup had none."""
+    written = recorded.parameters.get("prompt_lookup", False)
+    return not _was_alone(recorded) if written is None else bool(written)
+
+
 def _changes(recorded: StepRecord, again: StepRecord) -> list[str]:
     """What the snapshot asks for and was not asked for then."""
     said = ["another prompt"] if recorded.prompt != again.prompt else []
-    known = {*asdict(SamplingParams()), "n_ctx", "kv_type", "flash_attention"} - {"deterministic", "timeout_s"}
+    known = {*asdict(SamplingParams()), "n_ctx", "kv_type", "flash_attention"} - {
+        "deterministic",
+        "prompt_lookup",
+        "timeout_s",
+    }
     for name in sorted(known & set(recorded.parameters)):
         then, now = recorded.parameters[name], again.parameters[name]
         if _plain(then) != _plain(now):

@@ -87,6 +87,10 @@ class StepRecord(Versioned):
     completion_tokens: int | None = None
     tokens: TokenIds | None = None
     """Of the completion; what a replay is compared with."""
+    drafted_tokens: int | None = None
+    """Guessed by `prompt_lookup`."""
+    accepted_tokens: int | None = None
+    """Of these, so many came true."""
     logprobs: Logprobs = ()
     """Of an answer whose fields are voted on."""
     load_s: float | None = None

@@ -41,6 +41,8 @@ def step_markdown(step: StepRecord) -> str:
     counted = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "finish_reason", "seed")
     counts = {name: getattr(step, name) for name in counted}
     counts["truncated"] = step.truncated or None
+    if step.drafted_tokens:
+        counts["guessed_tokens"] = f"{step.accepted_tokens} of {step.drafted_tokens} right"
     seen = ", ".join(f"{image.source} ({image.file_name})" for image in step.images) or None
     facts = {
         "model": step.model,

@@ -85,7 +85,7 @@ def _receive(engine: Any, message: dict[str, Any], out: TextIO) -> None:
 
 
 def _message(event: Any) -> dict[str, Any]:
-    from llm_core.engine import Failed, Finished, Started
+    from llm_core.engine_answer import Failed, Finished, Started
 
     if isinstance(event, Started):
         return {"started": event.id}

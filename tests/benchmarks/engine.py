@@ -1,4 +1,5 @@
-"""Several requests to one GGUF file: ours against llama_cpp.Llama and llama-server; and what a shared prefix saves.
+"""Several requests to one GGUF file, and one that rewrites a text: ours against llama_cpp.Llama and llama-server; and
+what a shared prefix saves.
 
 `python -m tests.benchmarks.engine [ROUNDS [Q4_1|Q4_0|Q8_0 …]]`: all ways in turn, ROUNDS times (3), after one
 uncounted round; on all three files unless some are named.
@@ -17,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from llama_cpp import Llama
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 from llm_core.call_params import LoadParams, SamplingParams
 from llm_core.generation import GenerateRequest
@@ -26,7 +28,7 @@ from tests.benchmarks.llama_server import asker, serve
 from tests.benchmarks.model_files import make_variants
 from tests.benchmarks.rounds import check_same_work, in_turn
 
-N_CTX, N_TOKENS = 512, 96
+N_CTX, N_TOKENS, REWRITTEN_TOKENS = 512, 96, 128
 BATCHES = (1, 4, 8, 16)
 TTFT_REQUESTS, TTFT_CTX, TTFT_TOKENS = 16, 1024, 16
 CORES = physical_cores()
@@ -44,13 +46,32 @@ def chats() -> Iterator[str]:
         yield f"Write a long story about a {hero} and {number} horses. Begin with 'Once upon a time'."
 
 
+def revisions() -> Iterator[str]:
+    """What a stage that mends a draft is asked; no two alike, and most answers are longer than `REWRITTEN_TOKENS`."""
+    heroes = ("baker", "farmer", "painter", "doctor", "sailor", "miller", "tailor", "weaver")
+    beasts = ("mare", "goat", "hound", "cow", "mule")
+    for number in itertools.count(2):
+        hero, beast = heroes[number % len(heroes)], beasts[number % len(beasts)]
+        yield (
+            f"Correct the mistakes in this text and write it again:\n\nThe {hero} had {number} animals and he keep "
+            "them in a long stable by the river. Every morning he got up before the sun, lit the oven, and "
+            "brought each of them a warm loaf of yesterday's bread. The animals was very fond of him, and when he "
+            "walked through the village they followed him like dogs. One day a rich merchant came and offer him a "
+            f"bag of gold for the black {beast}. The {hero} thought about it for three days and three nights, and "
+            "then he said no, because a friend is not for sale. The merchant laughed and went away, but in "
+            "winter, when the snow lay deep and his cart was stuck on the hill, it was the animals of the stable "
+            "that pulled him out. From that day on he bring them a sack of apples every year, and nobody in the "
+            "village ever again spoke of gold."
+        )
+
+
 @contextmanager
-def ours(path: Path, requests: int) -> Iterator[Way]:
+def ours(path: Path, requests: int, n_tokens: int = N_TOKENS) -> Iterator[Way]:
     """One child process that decodes up to `requests` answers together."""
     worker = ModelWorker(LoadParams(str(path), N_CTX, sequences=requests), path.stem)
     worker.use_threads(CORES)
     # Decoded together, and with what earlier prompts left in the cache, as all the others do.
-    sampling = SamplingParams(temperature=0, max_tokens=N_TOKENS, deterministic=False)
+    sampling = SamplingParams(temperature=0, max_tokens=n_tokens, deterministic=False)
 
     def ask(prompt: str) -> Counts:
         result = worker.generate(GenerateRequest((("user", prompt),), sampling, threads=CORES))
@@ -67,15 +88,16 @@ def ours(path: Path, requests: int) -> Iterator[Way]:
 
 
 @contextmanager
-def by_hand(path: Path, *, flash_attention: bool) -> Iterator[Way]:
-    """One request after another, which is all that `Llama` can."""
+def by_hand(path: Path, *, flash_attention: bool, lookup: int = 0, n_tokens: int = N_TOKENS) -> Iterator[Way]:
+    """One request after another, which is all that `Llama` can; with so many tokens guessed by its own lookup."""
     threads = {"n_threads": CORES, "n_threads_batch": CORES}
+    draft = LlamaPromptLookupDecoding(num_pred_tokens=lookup) if lookup else None
     # verbose=False would swap stdout and stderr away at every call; make_variants has silenced the log.
-    model = Llama(str(path), n_ctx=N_CTX, flash_attn=flash_attention, verbose=True, **threads)
+    model = Llama(str(path), n_ctx=N_CTX, flash_attn=flash_attention, draft_model=draft, verbose=True, **threads)
 
     def ask(prompt: str) -> Counts:
         chat = [{"role": "user", "content": prompt}]
-        usage = model.create_chat_completion(chat, temperature=0, max_tokens=N_TOKENS)["usage"]
+        usage = model.create_chat_completion(chat, temperature=0, max_tokens=n_tokens)["usage"]
         return usage["prompt_tokens"], usage["completion_tokens"]
 
     try:
@@ -84,18 +106,37 @@ def by_hand(path: Path, *, flash_attention: bool) -> Iterator[Way]:
         model.close()
 
 
-def speeds(ways: dict[str, Way], prompts: Iterator[str], requests: int, rounds: int) -> dict[str, float]:
-    """Median tokens/s of each way. A round's prompts are the same for all, and new, so that no cache knows them."""
+def speeds(
+    ways: dict[str, Way],
+    prompts: Iterator[str],
+    requests: int,
+    rounds: int,
+    n_tokens: int = N_TOKENS,
+    *,
+    skip_short: bool = False,
+) -> dict[str, float]:
+    """Median tokens/s of each way. A round's prompts are the same for all, and new, so that no cache knows them.
+
+    Args:
+        skip_short: leave a round out, for all, where somebody's answer ended before `n_tokens`.
+    """
     measured: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
+    turn = 0
+    while turn <= rounds:
         asked = list(itertools.islice(prompts, requests))
         counts: dict[str, list[Counts]] = {}
+        took_s: dict[str, float] = {}
         for name in in_turn([*ways], turn):
             started = time.perf_counter()
             counts[name] = ways[name](asked)
+            took_s[name] = time.perf_counter() - started
+        if skip_short and any(n < n_tokens for answers in counts.values() for _, n in answers):
+            continue
+        check_same_work(counts, n_tokens)
+        for name, values in measured.items():
             if turn:
-                measured[name].append(requests * N_TOKENS / (time.perf_counter() - started))
-        check_same_work(counts, N_TOKENS)
+                values.append(requests * n_tokens / took_s[name])
+        turn += 1
     return {name: statistics.median(values) for name, values in measured.items()}
 
 
@@ -121,6 +162,26 @@ def throughput(files: dict[str, Path], rounds: int) -> None:
                 figures = "".join(f"{median[way]:14.1f}" for way in ["ours", *others])
                 ratios = "".join(f"{median['ours'] / median[way]:15.2f}" for way in others)
                 print(f"{name:6}{requests:9}{figures}{ratios}", flush=True)
+
+
+def rewriting(files: dict[str, Path], rounds: int) -> None:
+    """One request at a time whose answer repeats much of its prompt, as revisions and syntheses do."""
+    binary, n = os.environ.get("LLAMA_SERVER"), REWRITTEN_TOKENS
+    print(f"\ntokens/s (ours / it) of one request that rewrites a text, {n} tokens, {CORES} cores, medians of {rounds}")
+    for name, path in files.items():
+        with ExitStack() as loaded:
+            ways = {
+                "ours": loaded.enter_context(ours(path, 1, n)),
+                "Llama": loaded.enter_context(by_hand(path, flash_attention=False, n_tokens=n)),
+                "Llama fa": loaded.enter_context(by_hand(path, flash_attention=True, n_tokens=n)),
+                "Llama fa lookup": loaded.enter_context(by_hand(path, flash_attention=True, lookup=2, n_tokens=n)),
+            }
+            if binary:
+                url = loaded.enter_context(serve(binary, path, 1, N_CTX, CORES))
+                ways["llama-server"] = loaded.enter_context(asker(url, n))
+            median = speeds(ways, revisions(), 1, rounds, n, skip_short=True)
+        others = "".join(f"{way:>17} {m:6.1f} ({median['ours'] / m:.2f})" for way, m in median.items() if way != "ours")
+        print(f"{name:6} ours {median['ours']:6.1f}{others}", flush=True)
 
 
 def first_token_s(worker: ModelWorker, system: str, question: str) -> tuple[float, int]:
@@ -163,6 +224,7 @@ def main() -> None:
         made = make_variants(Path(folder), ("Q4_0", "Q8_0"))
         files = {name: made[name] for name in sys.argv[2:] or made}
         throughput(files, rounds)
+        rewriting(files, rounds)
         shared_prefix(files, rounds)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from flows.pipeline import compile_flow
 from flows.replay_command import replay_session
+from llm_core.model_step import request_of
 from llm_core.pipeline import load_pipeline
 from llm_core.settings import Settings
 from tests.conftest import Project
@@ -125,6 +126,28 @@ async def test_drawn_answer_comes_again_by_its_seed_or_cannot_be_checked(
     assert steps["1 draft: a_2"]["outcome"] == "unchecked"
     assert steps["1 draft: a_2"]["reason"] == "not deterministic: it was not decoded alone"
     assert "differs" not in {step["outcome"] for step in steps.values()}
+
+
+async def test_answer_that_was_guessed_from_its_prompt_comes_again(
+    finished: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its context is longer than the 256 tokens up to which guesses change no rounding; it is guessed as then."""
+    guessed: list[bool] = []
+    monkeypatch.setattr(
+        "llm_core.replay.request_of",
+        lambda call, *rest: guessed.append(call.sampling.looks_up) or request_of(call, *rest),
+    )
+    text = "The baker had seven horses and he keep them in a long stable by the river. "
+    stage = "{id: draft, model: a, generation: {temperature: 0.5, seed: 4, max_tokens: 60}}"
+    finished.pipeline(f"base_pipeline: {{stages: [{stage}]}}")
+    flow = compile_flow(load_pipeline(Settings().pipeline_file))
+    await flow(question="Correct the mistakes in this text and write it again:\n\n" + text * 16)
+    step = json.loads((finished.sessions / "session_002" / "step1.json").read_text())
+    assert step["prompt_tokens"] > 256
+    assert step["accepted_tokens"] > 10
+    capsys.readouterr()
+    assert replay_session("session_002", Settings(), verify=True, as_json=True) == 0
+    assert guessed == [True]
 
 
 async def test_command_line_shows_a_table_and_its_exit_code_tells(finished: Project) -> None:

@@ -7,7 +7,8 @@ import pytest
 from llama_cpp import Llama
 
 from llm_core.call_params import LoadParams, SamplingParams
-from llm_core.engine import Engine, Failed, Finished, Started, Token
+from llm_core.engine import Engine
+from llm_core.engine_answer import Failed, Finished, Started, Token
 from llm_core.errors import GenerationTimeout
 from llm_core.generation import GenerateRequest, GenerateResult
 
@@ -173,3 +174,69 @@ def test_timings_of_an_answer_count_its_own_tokens(engine: Engine) -> None:
     assert result.tpot_s is not None
     total_s = result.ttft_s + result.tpot_s * 19
     assert result.tokens_per_s == pytest.approx(20 / total_s, rel=0.05)
+
+
+REWRITE = """Correct the mistakes in this text and write it again:
+
+The baker had seven horses and he keep them in a long stable by the river. Every morning he got up before the sun, lit \
+the oven, and brought each of them a warm loaf of bread."""
+
+
+def answered(engine: Engine, question: str, **sampling: object) -> GenerateResult:
+    engine.submit(1, request(question, **{"max_tokens": 40, **sampling}))  # type: ignore[arg-type]
+    return results(work_off(engine))[1]
+
+
+def both_ways(engine: Engine, question: str, **sampling: object) -> tuple[GenerateResult, GenerateResult]:
+    """Without guesses and with, each alone, so that nothing but the guesses can make a difference.
+
+    Up to 256 tokens of context llama.cpp's flash attention rounds alike for one token and for several.
+    """
+    alone = {"deterministic": True, **sampling}
+    return tuple(answered(engine, question, prompt_lookup=lookup, **alone) for lookup in (False, True))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.7, "seed": 3}, {"stop": ["lit the"]}, {"max_tokens": 23}], ids=str
+)
+def test_answer_that_is_guessed_from_its_prompt_is_the_same(engine: Engine, sampling: dict[str, object]) -> None:
+    plain, guessed = both_ways(engine, REWRITE, **sampling)
+    assert (guessed.tokens, guessed.text, guessed.finish_reason) == (plain.tokens, plain.text, plain.finish_reason)
+    assert plain.drafted_tokens == 0
+    assert guessed.accepted_tokens
+
+
+def test_wrong_guesses_leave_nothing_in_the_cache(engine: Engine) -> None:
+    plain, guessed = both_ways(engine, "Write a list of ten animals, each with its sound.", max_tokens=120)
+    assert 0 < guessed.accepted_tokens < guessed.drafted_tokens  # type: ignore[operator]
+    assert guessed.tokens == plain.tokens
+
+
+def test_context_is_used_to_its_last_token_with_guesses_too(smollm: Path) -> None:
+    plain, guessed = both_ways(make_engine(smollm, 112, 1), REWRITE, max_tokens=99)
+    assert guessed.finish_reason == plain.finish_reason == "length"
+    assert guessed.prompt_tokens + guessed.completion_tokens == 113  # type: ignore[operator]  # the last is not decoded
+    assert guessed.tokens == plain.tokens
+    assert guessed.accepted_tokens
+
+
+@pytest.mark.parametrize(
+    ("sampling", "guesses"),
+    [({"deterministic": False}, True), ({}, False), ({"prompt_lookup": True}, True)],
+    ids=str,
+)
+def test_deterministic_answer_is_guessed_only_where_that_is_asked_for(
+    engine: Engine, sampling: dict[str, object], guesses: bool
+) -> None:
+    assert (answered(engine, REWRITE, **sampling).drafted_tokens != 0) == guesses
+
+
+def test_nothing_is_guessed_in_company(engine: Engine) -> None:
+    for id in range(2):
+        engine.submit(id, request(REWRITE, max_tokens=30, deterministic=False))
+    assert [result.drafted_tokens for result in results(work_off(engine)).values()] == [0, 0]
+
+
+def test_nothing_is_guessed_where_no_token_can_be_taken_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.llama, "can_take_back", False)
+    assert answered(engine, REWRITE, prompt_lookup=True).drafted_tokens == 0

@@ -12,7 +12,8 @@ import pytest
 from llm_core import guide
 from llm_core.call_params import Constraint, SamplingParams
 from llm_core.constraints import grammar_constraint, schema_constraint
-from llm_core.engine import Engine, Failed, Finished, Token
+from llm_core.engine import Engine
+from llm_core.engine_answer import Failed, Finished, Token
 from llm_core.errors import ConstraintError
 from llm_core.generation import GenerateRequest, GenerateResult, pack_request, unpack_request
 from llm_core.structured import parsed_answer
@@ -63,6 +64,16 @@ def error(engine: Engine, constraint: Constraint, **sampling: Any) -> str:
     result = ask(engine, constraint, **sampling)[0]
     assert isinstance(result, ConstraintError), result
     return str(result)
+
+
+def test_constrained_answer_is_guessed_ahead_too(engine: Engine) -> None:
+    names = {"type": "array", "items": {"enum": ["Reykjavik", "Ouagadougou"]}, "minItems": 6, "maxItems": 6}
+    alone = {"temperature": 0, "max_tokens": 100, "deterministic": True}
+    plain, guessed = (
+        answer(engine, schema_constraint(names), prompt_lookup=lookup, **alone) for lookup in (False, True)
+    )
+    assert guessed.text == plain.text
+    assert guessed.accepted_tokens
 
 
 def test_constrained_and_free_answers_share_a_batch(engine: Engine) -> None:

@@ -82,3 +82,18 @@ def test_longest_unused_sequence_is_taken_first_so_that_prefixes_stay(cache: KVC
     cache.leave(second)
     assert second != first
     assert cache.shared([*LONG, 9]) == MIN_SHARED
+
+
+def test_short_beginning_that_is_in_the_very_sequence_is_kept(cache: KVCache) -> None:
+    sequence, _ = take(cache, [1, 2, 3, 4])
+    for n in range(3):
+        take(cache, [90 + n])
+    cache.leave(sequence)
+    assert take(cache, [1, 2, 9]) == (sequence, 2)
+    assert cache.held[sequence] == [1, 2, 9]
+
+
+def test_nothing_is_kept_for_who_decodes_alone(cache: KVCache) -> None:
+    sequence, _ = take(cache, [1, 2, 3])
+    cache.leave(sequence)
+    assert take(cache, [1, 2, 9], share=False)[1] == 0

@@ -12,7 +12,8 @@ from jsonschema import Draft202012Validator
 from llm_core.call_params import Constraint, LoadParams, SamplingParams
 from llm_core.closing import closed
 from llm_core.constraints import schema_constraint
-from llm_core.engine import Engine, Failed, Finished
+from llm_core.engine import Engine
+from llm_core.engine_answer import Failed, Finished
 from llm_core.generation import GenerateRequest
 from tests.llm_core.random_schemas import RandomSchema
 

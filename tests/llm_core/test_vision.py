@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from llm_core.call_params import LoadParams, SamplingParams
-from llm_core.engine import Engine, Failed, Finished, Token
+from llm_core.engine import Engine
+from llm_core.engine_answer import Failed, Finished, Token
 from llm_core.errors import ContextOverflow, InputError, ModelLoadError
 from llm_core.generation import GenerateRequest, GenerateResult
 from llm_core.images import Image, make_image
