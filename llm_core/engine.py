@@ -24,7 +24,7 @@ from llm_core.kv_cache import MIN_SHARED, KVCache, common_prefix
 from llm_core.llama_model import BATCH_TOKENS, LlamaModel, llama_cpp_build
 from llm_core.out_of_memory import is_out_of_memory
 from llm_core.prompt_pieces import Prompt
-from llm_core.sampler import make_sampler
+from llm_core.sampler import Sampler
 from llm_core.text_stream import TextStream, split_reasoning
 
 if TYPE_CHECKING:
@@ -157,18 +157,14 @@ class Engine:
         answer.started = time.perf_counter()
         answer.sequence, answer.n_cached = self._kv.take(answer.prompt.beginning, share=share)
         answer.n_past = answer.n_cached
-        answer.sampler = make_sampler(
-            answer.request.sampling,
-            answer.seed,
-            self.llama.n_vocab,
-            lambda text: self.llama.tokenize(text, special=False),
-        )
+        answer.sampler = Sampler(answer.request.sampling, answer.seed, self.llama)
         self._active.append(answer)
 
     def _leave(self, answer: Answer, *, clear: bool = False) -> None:
         self._active.remove(answer)
         self._kv.leave(answer.sequence, clear=clear)
-        llama_cpp.llama_sampler_free(answer.sampler)
+        if answer.sampler:
+            answer.sampler.close()
 
     def _close_gaps(self) -> None:
         while moved := self._kv.close_gap():
@@ -244,10 +240,11 @@ class Engine:
 
     def _take_drawn(self, answer: Answer) -> list[Event]:
         guide, was_thinking = answer.guide, bool(answer.guide and answer.guide.thinking)
+        assert answer.sampler
         if guide:
             token = guide.next_token(answer.sampler, answer.output_index)
         else:
-            token = llama_cpp.llama_sampler_sample(answer.sampler, self.llama.context, answer.output_index)
+            token = answer.sampler.draw(answer.output_index)
         answer.token_drawn()
         if self.llama.is_end(token):
             return self._finish(answer, "stop")

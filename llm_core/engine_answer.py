@@ -10,6 +10,7 @@ from llm_core.guide import Guide
 from llm_core.machine import peak_rss_bytes, process_vram_bytes
 from llm_core.prompt_lookup import PromptLookup
 from llm_core.prompt_pieces import ImagePiece, Prompt
+from llm_core.sampler import Sampler
 from llm_core.text_stream import TextStream
 
 
@@ -56,7 +57,7 @@ class Answer:
     stream: TextStream
     guide: Guide | None = None
     """Where its tokens are held to a constraint."""
-    sampler: object = None
+    sampler: Sampler | None = None
     started: float = 0.0
     sequence: int = -1
     n_cached: int = 0

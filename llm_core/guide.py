@@ -4,13 +4,14 @@ from collections import OrderedDict, deque
 from math import inf
 from typing import Any
 
-import llama_cpp
+import numpy as np
 
 from llm_core.call_params import Constraint
 from llm_core.closing import closed
 from llm_core.constraint_errors import guarded, one_line
 from llm_core.errors import ConstraintError
 from llm_core.llama_model import LlamaModel
+from llm_core.sampler import Sampler
 from llm_core.text_stream import TextStream
 
 KEPT_GRAMMARS = 64
@@ -71,7 +72,7 @@ class Guide:
         thought = bytes(self._thought).partition(THINK_END)[0].replace(THINK, b"")
         return thought.decode("utf-8", "replace").strip() or None
 
-    def next_token(self, sampler: object, output_index: int) -> int:
+    def next_token(self, sampler: Sampler, output_index: int) -> int:
         """Draw a token from those that may come next.
 
         Raises:
@@ -82,7 +83,7 @@ class Guide:
                 return self._next_thought(sampler, output_index)
             self._masks.apply(self._matcher, output_index)
             total = self._masks.log_total(output_index) if self._constraint.logprobs else None
-            token = self._masks.draw(sampler, output_index)
+            token = sampler.draw(output_index)
             self._take(token)
             if total is not None and not self._masks.llama.is_end(token):
                 self.logprobs.append((len(self._text), self._masks.logit(token, output_index) - total))
@@ -121,7 +122,7 @@ class Guide:
             said = one_line(self._matcher.get_error()) or "the model ended too early"
             raise ConstraintError(f"a token was drawn that the grammar forbids: {said}")
 
-    def _next_thought(self, sampler: object, output_index: int) -> int:
+    def _next_thought(self, sampler: Sampler, output_index: int) -> int:
         """A token of the free text.
 
         It goes on to `</think>`, to where the model would end, or until half the room is used; then what closes it is
@@ -130,10 +131,10 @@ class Guide:
         llama = self._masks.llama
         if self._forced:
             token = self._forced.popleft()
-            llama_cpp.llama_sampler_accept(sampler, token)
+            sampler.accept(token)
             self.thinking = bool(self._forced)
             return token
-        token = self._masks.draw(sampler, output_index)
+        token = sampler.draw(output_index)
         self._thoughts_left -= 1
         is_end, piece = llama.is_end(token), llama.piece(token)
         self._thought += b"" if is_end else piece
@@ -149,7 +150,7 @@ class Guide:
             self._forced.extend(llama.tokenize(closing.decode()))
         return token
 
-    def _force(self, text: bytes, sampler: object, output_index: int) -> int:
+    def _force(self, text: bytes, sampler: Sampler, output_index: int) -> int:
         self._forced.extend(self._masks.llama.tokenize(text.decode("utf-8", "replace")))
         return self._next_thought(sampler, output_index)
 
@@ -158,7 +159,6 @@ class _Masks:
     """What llguidance needs of a loaded model. It takes half a second, and only constrained answers need it."""
 
     def __init__(self, llama: LlamaModel) -> None:
-        import numpy as np
         from llguidance.llamacpp import lltokenizer_from_vocab
 
         self.llama = llama
@@ -176,30 +176,19 @@ class _Masks:
 
     def apply(self, matcher: Any, output_index: int) -> None:
         """Take what may not come next out of the logits of one output."""
-        import numpy as np
 
         matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         allowed = np.unpackbits(self._bits.view(np.uint8), count=self.llama.n_vocab, bitorder="little")
         if matcher.is_error() or not allowed.any():
             raise ConstraintError(f"no token may come next: {one_line(matcher.get_error()) or 'a dead end'}")
-        np.copyto(self._logits(output_index), -inf, where=allowed == 0)
+        np.copyto(self.llama.logits(output_index), -inf, where=allowed == 0)
 
     def log_total(self, output_index: int) -> float:
         """What a logit must be less to be a log probability among what `apply` has left."""
-        import numpy as np
 
-        logits = self._logits(output_index)
+        logits = self.llama.logits(output_index)
         largest = float(logits.max())
         return largest + float(np.log(np.exp(logits - largest).sum()))
 
     def logit(self, token: int, output_index: int) -> float:
-        return float(self._logits(output_index)[token])
-
-    def _logits(self, output_index: int) -> Any:
-        import numpy as np
-
-        pointer = llama_cpp.llama_get_logits_ith(self.llama.context, output_index)
-        return np.ctypeslib.as_array(pointer, (self.llama.n_vocab,))
-
-    def draw(self, sampler: object, output_index: int) -> int:
-        return int(llama_cpp.llama_sampler_sample(sampler, self.llama.context, output_index))
+        return float(self.llama.logits(output_index)[token])

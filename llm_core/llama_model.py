@@ -6,6 +6,8 @@ from collections import deque
 from functools import lru_cache
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 
 from llm_core.call_params import LoadParams
 from llm_core.chat_template import ChatTemplate
@@ -53,6 +55,7 @@ class LlamaModel:
         """Whether single tokens can be taken out of a sequence again."""
         self.context = self._make_context(load)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        self._logits_type = ctypes.POINTER(ctypes.c_float * self.n_vocab)
         template = llama_cpp.llama_model_chat_template(model, None)
         self.template = ChatTemplate(
             template.decode("utf-8", "replace") if template else None,
@@ -96,6 +99,11 @@ class LlamaModel:
     def piece(self, token: int) -> bytes:
         """The bytes of one token; control tokens are empty."""
         return self._piece(token, special=False)
+
+    def logits(self, output_index: int) -> "npt.NDArray[np.float32]":
+        """Of one output of the last decode: a view of llama.cpp's own array, by token."""
+        pointer = llama_cpp.llama_get_logits_ith(self.context, output_index)
+        return np.frombuffer(ctypes.cast(pointer, self._logits_type).contents, np.float32)
 
     def last_error(self) -> str:
         """The latest error that llama.cpp logged."""

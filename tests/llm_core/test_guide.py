@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -187,11 +188,9 @@ def test_tag_that_the_model_writes_begins_the_answer(engine: Engine) -> None:
     found = []
     for tokens in thoughts:
         way = engine._guides.guide(schema_constraint(CITY, think=True), "", 100)
-        drawn = iter(tokens)
-        way._masks.draw, real = lambda sampler, index: next(drawn), way._masks.draw  # type: ignore[method-assign]  # noqa: B023
+        sampler = Mock(draw=Mock(side_effect=tokens))
         for _ in tokens:
-            way.next_token(None, 0)
-        way._masks.draw = real  # type: ignore[method-assign]
+            way.next_token(sampler, 0)
         found.append((way.thinking, way.reasoning))
     assert found == [(False, "Paris, I think."), (True, "No tag")]
 
