@@ -219,15 +219,13 @@ class Engine:
         events = self._take_token(answer)
         if not answer.draft:
             return events
-        sequence, n_accepted = answer.sequence, 0
+        sequence, n_past = answer.sequence, answer.n_past
         for guess in answer.draft:
             if answer not in self._active or answer.completion[-1] != guess:
                 break
-            n_accepted += 1
-            answer.n_past += 1
-            answer.output_index += 1
+            answer.accept_guess()
             events += self._take_token(answer)
-        answer.learn(n_accepted)
+        answer.learn(answer.n_past - n_past)
         self._kv.cut(sequence, answer.n_past)
         return events
 

@@ -98,14 +98,20 @@ class Answer:
             return []
         self.lookup = self.lookup or PromptLookup(self.tokens)
         left = self.request.sampling.max_tokens - len(self.completion) - 1
-        return self.lookup.draft(self.completion, min(left, n_ctx - self.n_past))
+        draft = self.lookup.draft(self.completion, min(left, n_ctx - self.n_past))
+        self.n_drafted += len(draft)
+        return draft
+
+    def accept_guess(self) -> None:
+        """The next of its guesses came true: on to the token after it."""
+        self.n_accepted += 1
+        self.n_past += 1
+        self.output_index += 1
 
     def learn(self, n_accepted: int) -> None:
-        """So many of its guesses came true."""
+        """So many of its last guesses came true."""
         assert self.lookup
         self.lookup.learn(len(self.draft), n_accepted)
-        self.n_drafted += len(self.draft)
-        self.n_accepted += n_accepted
 
     def result(
         self, reason: str, text: str, reasoning: str | None, build: str, load_s: float, gpu: int | None
