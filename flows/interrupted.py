@@ -23,21 +23,32 @@ GRACE_S = 10.0
 def run_until_interrupted(run: Awaitable[T]) -> T:
     """`asyncio.run`, but for threads that do not end: Prefect would wait for them, and one of them may be Prefect's own
     pause before a retry.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; also where the run then ended by an error, such as that of a Prefect
+            server which could not be told of it.
     """
+    pressed = threading.Event()
 
     async def watched() -> T:
-        with _limited_end():
+        with _limited_end(pressed):
             return await run
 
-    return asyncio.run(watched())
+    try:
+        return asyncio.run(watched())
+    except Exception:
+        if pressed.is_set():
+            raise KeyboardInterrupt from None
+        raise
 
 
 @contextmanager
-def _limited_end() -> Iterator[None]:
-    """Before what asyncio does at Ctrl-C, set a timer."""
+def _limited_end(pressed: threading.Event) -> Iterator[None]:
+    """Before what asyncio does at Ctrl-C, note it and set a timer."""
     of_asyncio = signal.getsignal(signal.SIGINT)
 
     def interrupted(number: int, frame: FrameType | None) -> None:
+        pressed.set()
         last_resort = threading.Timer(GRACE_S, _leave)
         last_resort.daemon = True
         last_resort.start()
