@@ -66,12 +66,12 @@ def revisions() -> Iterator[str]:
 
 
 @contextmanager
-def ours(path: Path, requests: int, n_tokens: int = N_TOKENS) -> Iterator[Way]:
+def ours(path: Path, requests: int, n_tokens: int = N_TOKENS, *, lookup: bool = True) -> Iterator[Way]:
     """One child process that decodes up to `requests` answers together."""
     worker = ModelWorker(LoadParams(str(path), N_CTX, sequences=requests), path.stem)
     worker.use_threads(CORES)
     # Decoded together, and with what earlier prompts left in the cache, as all the others do.
-    sampling = SamplingParams(temperature=0, max_tokens=n_tokens, deterministic=False)
+    sampling = SamplingParams(temperature=0, max_tokens=n_tokens, deterministic=False, prompt_lookup=lookup)
 
     def ask(prompt: str) -> Counts:
         result = worker.generate(GenerateRequest((("user", prompt),), sampling, threads=CORES))
@@ -172,6 +172,7 @@ def rewriting(files: dict[str, Path], rounds: int) -> None:
         with ExitStack() as loaded:
             ways = {
                 "ours": loaded.enter_context(ours(path, 1, n)),
+                "ours, no lookup": loaded.enter_context(ours(path, 1, n, lookup=False)),
                 "Llama": loaded.enter_context(by_hand(path, flash_attention=False, n_tokens=n)),
                 "Llama fa": loaded.enter_context(by_hand(path, flash_attention=True, n_tokens=n)),
                 "Llama fa lookup": loaded.enter_context(by_hand(path, flash_attention=True, lookup=2, n_tokens=n)),
