@@ -273,7 +273,7 @@ class Engine:
         return [*events, self._finished(answer, reason, stream.text, answer.guide.reasoning)]
 
     def _finished(self, answer: Answer, reason: str, text: str, reasoning: str | None) -> Finished:
-        return answer.result(reason, text, reasoning, self.build, self.load_s, self.load.gpu)
+        return answer.finished(reason, text, reasoning, self.build, self.load_s, self.load.gpu)
 
     def _expired(self) -> list[Event]:
         now = time.perf_counter()

@@ -113,7 +113,7 @@ class Answer:
         assert self.lookup
         self.lookup.learn(len(self.draft), n_accepted)
 
-    def result(
+    def finished(
         self, reason: str, text: str, reasoning: str | None, build: str, load_s: float, gpu: int | None
     ) -> Finished:
         """What came of it, with `gpu` the one that its model uses."""

@@ -19,6 +19,8 @@ from llm_core.session_records import SessionRecord, StepRecord
 from llm_core.snapshot import Snapshot
 
 Outcome = Literal["identical", "differs", "unchecked"]
+_HOW_IT_RUNS = {"deterministic", "prompt_lookup", "timeout_s"}
+"""Parameters that a replay sets itself, or that decide no token."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +196,7 @@ def _looked_up(recorded: StepRecord) -> bool:
 def _changes(recorded: StepRecord, again: StepRecord) -> list[str]:
     """What the snapshot asks for and was not asked for then."""
     said = ["another prompt"] if recorded.prompt != again.prompt else []
-    known = {*asdict(SamplingParams()), "n_ctx", "kv_type", "flash_attention"} - {
-        "deterministic",
-        "prompt_lookup",
-        "timeout_s",
-    }
+    known = {*asdict(SamplingParams()), "n_ctx", "kv_type", "flash_attention"} - _HOW_IT_RUNS
     for name in sorted(known & set(recorded.parameters)):
         then, now = recorded.parameters[name], again.parameters[name]
         if _plain(then) != _plain(now):

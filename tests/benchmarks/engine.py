@@ -118,11 +118,14 @@ def speeds(
     """Median tokens/s of each way. A round's prompts are the same for all, and new, so that no cache knows them.
 
     Args:
-        skip_short: leave a round out, for all, where somebody's answer ended before `n_tokens`.
+        skip_short: leave a round out, for all, where somebody's answer ended before `n_tokens`; ten times as many
+            rounds are tried at most.
     """
     measured: dict[str, list[float]] = {name: [] for name in ways}
     turn = 0
-    while turn <= rounds:
+    for _ in range((rounds + 1) * (10 if skip_short else 1)):
+        if turn > rounds:
+            break
         asked = list(itertools.islice(prompts, requests))
         counts: dict[str, list[Counts]] = {}
         took_s: dict[str, float] = {}
@@ -137,6 +140,8 @@ def speeds(
             if turn:
                 values.append(requests * n_tokens / took_s[name])
         turn += 1
+    if turn <= rounds:
+        raise SystemExit(f"too many answers ended before {n_tokens} tokens")
     return {name: statistics.median(values) for name, values in measured.items()}
 
 
