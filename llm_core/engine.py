@@ -20,6 +20,7 @@ from llm_core.errors import (
 )
 from llm_core.generation import GenerateRequest
 from llm_core.guide import Guides
+from llm_core.idle_cores import IdleCores
 from llm_core.kv_cache import MIN_SHARED, KVCache, common_prefix
 from llm_core.llama_model import BATCH_TOKENS, LlamaModel, llama_cpp_build
 from llm_core.out_of_memory import is_out_of_memory
@@ -30,16 +31,17 @@ from llm_core.text_stream import TextStream, split_reasoning
 if TYPE_CHECKING:
     from llm_core.vision import Vision
 
+SPLIT_CONTEXT = 256
+"""With so many tokens behind it, llama.cpp sums the flash attention of one token in as many parts as there are
+threads, and rounds accordingly (`use_split_kv_path` in ggml-cpu/ops.cpp: 512 cells; contexts are padded to 256)."""
+
 
 class Engine:
-    """`submit` requests, call `step` while `busy`; every request ends in one `Finished` or `Failed`.
-
-    `threads` may be set between steps; it is the caller's to keep within the physical cores.
-    """
+    """`submit` requests, call `step` while `busy`; every request ends in one `Finished` or `Failed`."""
 
     def __init__(self, load: LoadParams) -> None:
         started = time.perf_counter()
-        self.load, self.threads = load, 1
+        self.load, self._threads, self._idle_cores = load, 1, IdleCores()
         self.llama = LlamaModel(load)
         self._vision = _vision(load, self.llama)
         self.build = llama_cpp_build()
@@ -50,6 +52,16 @@ class Engine:
         self._active: list[Answer] = []
         self._failed: list[Failed] = []
         self.load_s = time.perf_counter() - started
+
+    @property
+    def threads(self) -> int:
+        """To decode with from the next step on; the caller's to keep within the physical cores."""
+        return self._threads
+
+    @threads.setter
+    def threads(self, threads: int) -> None:
+        self._threads = threads
+        self._idle_cores.restart()
 
     @property
     def busy(self) -> bool:
@@ -93,12 +105,14 @@ class Engine:
 
     def step(self) -> list[Event]:
         """One decode call for all answers on their way."""
+        if not self._active:
+            self._idle_cores.restart()
         events: list[Event] = [*self._failed, *self._expired(), *self._join_waiting()]
         self._failed.clear()
         if not self._active:
             return events
         self._close_gaps()
-        self.llama.use_threads(self._threads())
+        self.llama.use_threads(self._threads_now())
         events += self._see()
         self._fill_batch()
         if self._batch.n_tokens == 0:
@@ -111,10 +125,13 @@ class Engine:
                 events += self._take_tokens(answer)
         return events
 
-    def _threads(self) -> int:
-        """Who decodes alone keeps to its own number: attention over long contexts is summed in as many parts."""
-        first = self._active[0].request
-        return min(self.threads, first.threads) if first.sampling.alone else self.threads
+    def _threads_now(self) -> int:
+        """No more than there are idle cores. Only who decodes alone keeps to its own number in a long context."""
+        first = self._active[0]
+        if not first.request.sampling.alone:
+            return min(self.threads, self._idle_cores.count())
+        threads = min(self.threads, first.request.threads)
+        return threads if first.n_past >= SPLIT_CONTEXT else min(threads, self._idle_cores.count())
 
     def _see(self) -> list[Event]:
         """Put one image into the KV cache; the answers beside it go on between one image and the next."""
@@ -122,7 +139,7 @@ class Engine:
             image = answer.image
             if image and answer.n_past == image.at:
                 assert self._vision
-                self._vision.use_threads(self._threads())
+                self._vision.use_threads(self._threads_now())
                 status = self._vision.decode(image, answer.n_past + answer.shift, answer.sequence)
                 if status != 0:
                     return self._fail([answer], f"an image could not be decoded ({status})")

@@ -93,8 +93,22 @@ def gib(size: int) -> str:
 def physical_cores() -> int:
     """Physical cores this process may use: hyper-threads counted once, CPU affinity respected, at least 1."""
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    return max(1, min(cores, allowed))
+    return max(1, min(cores, allowed_cpus()))
+
+
+def allowed_cpus() -> int:
+    """Logical CPUs this process may run on."""
+    return len(_affinity())
+
+
+def cpu_time_s() -> float:
+    """What all processes have used of them since boot; niced ones are not counted, as they give way."""
+    allowed = _affinity()
+    return sum(times.user + times.system for cpu, times in enumerate(psutil.cpu_times(percpu=True)) if cpu in allowed)
+
+
+def _affinity() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(psutil.cpu_count() or 1))
 
 
 def peak_rss_bytes() -> int:

@@ -1,5 +1,6 @@
 """The engine on a real model: many answers in one context, each as if it were alone."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from llm_core.engine import Engine
 from llm_core.engine_answer import Failed, Finished, Started, Token
 from llm_core.errors import GenerationTimeout
 from llm_core.generation import GenerateRequest, GenerateResult
+from llm_core.sampler import Sampler
 
 SYSTEM = "You know the sea and all that lives in it. Answer in plain words. " * 26
 """416 tokens."""
@@ -25,6 +27,8 @@ PROMPTS = [
     "Почему небо синее?",
 ]
 """More than 20, from one word to 150 tokens."""
+LONG_PROMPT = "Once upon a time there was a fisherman who could not swim. " * 14 + "Go on with this story."
+"""A little under 256 tokens."""
 
 
 def request(question: str, system: str | None = None, **sampling: object) -> GenerateRequest:
@@ -114,6 +118,68 @@ def test_request_to_be_decoded_alone_has_no_company(engine: Engine) -> None:
     assert seen.index((Started, 2)) > max(seen.index((Finished, 0)), seen.index((Finished, 1)))
     assert seen[-2:] == [(Started, 3), (Finished, 3)]
     assert seen[-3] == (Finished, 2)
+
+
+class Crowded:
+    """Idle cores as on a machine where another process comes and goes."""
+
+    def __init__(self, *counts: int) -> None:
+        self._counts = itertools.cycle(counts)
+
+    def restart(self) -> None: ...
+
+    def count(self) -> int:
+        return next(self._counts)
+
+
+def threads_used(engine: Engine, monkeypatch: pytest.MonkeyPatch, idle: Crowded) -> list[int]:
+    """Filled while the engine works: threads of each step."""
+    used: list[int] = []
+    monkeypatch.setattr(engine, "_idle_cores", idle)
+    monkeypatch.setattr(engine.llama, "use_threads", used.append)
+    return used
+
+
+def test_threads_are_no_more_than_there_are_idle_cores(smollm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(smollm, 512, 2)
+    used = threads_used(engine, monkeypatch, Crowded(4, 2, 1))
+    engine.submit(0, request(PROMPTS[0], max_tokens=6, deterministic=False, prompt_lookup=False))
+    work_off(engine)
+    assert used == [2, 2, 1, 2, 2, 1]
+
+
+def test_answer_decoded_alone_keeps_its_threads_once_they_decide_how_it_rounds(
+    smollm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(smollm, 512, 1)
+    used = threads_used(engine, monkeypatch, Crowded(1))
+    engine.submit(0, request(LONG_PROMPT, max_tokens=60))
+    n_prompt = results(work_off(engine))[0].prompt_tokens
+    # The prompt is one step; then one for each token, which has `n_prompt` tokens behind it or more.
+    assert n_prompt < 256
+    assert used == [1] * (1 + 256 - n_prompt) + [2] * (len(used) - 1 - 256 + n_prompt)
+    assert used[-1] == 2
+
+
+def test_logits_of_an_answer_decoded_alone_are_the_same_on_a_crowded_machine(
+    smollm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(smollm, 512, 1, flash_attention=True)
+    seen: list[bytes] = []
+    draw = Sampler.draw
+
+    def draw_and_note(sampler: Sampler, output_index: int) -> int:
+        seen.append(engine.llama.logits(output_index).tobytes())
+        return draw(sampler, output_index)
+
+    monkeypatch.setattr(Sampler, "draw", draw_and_note)
+    for id, idle in enumerate((Crowded(2), Crowded(1, 2, 1))):
+        monkeypatch.setattr(engine, "_idle_cores", idle)
+        engine.submit(id, request(LONG_PROMPT, max_tokens=60))
+        result = results(work_off(engine))[id]
+        assert result.prompt_tokens < 240 < 270 < result.prompt_tokens + result.completion_tokens
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:]
 
 
 def test_answer_that_is_moved_to_close_a_gap_goes_on_as_it_was(engine: Engine) -> None:
