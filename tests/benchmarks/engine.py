@@ -1,5 +1,5 @@
-"""Several requests to one GGUF file, and one that rewrites a text: ours against llama_cpp.Llama and llama-server; and
-what a shared prefix saves.
+"""Several requests to one GGUF file, also beside a busy process, and one that rewrites a text: ours against
+llama_cpp.Llama and llama-server; and what a shared prefix saves.
 
 `python -m tests.benchmarks.engine [ROUNDS [Q4_1|Q4_0|Q8_0 …]]`: all ways in turn, ROUNDS times (3), after one
 uncounted round; on all three files unless some are named.
@@ -9,6 +9,7 @@ llama-server takes part where the environment variable LLAMA_SERVER names its bi
 import itertools
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ from tests.benchmarks.rounds import check_same_work, in_turn
 
 N_CTX, N_TOKENS, REWRITTEN_TOKENS = 512, 96, 128
 BATCHES = (1, 4, 8, 16)
+BATCHES_ON_BUSY_MACHINE = (1, 4)
 TTFT_REQUESTS, TTFT_CTX, TTFT_TOKENS = 16, 1024, 16
 CORES = physical_cores()
 
@@ -145,7 +147,18 @@ def speeds(
     return {name: statistics.median(values) for name, values in measured.items()}
 
 
-def throughput(files: dict[str, Path], rounds: int) -> None:
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """Somebody else's, which takes a core."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def throughput(files: dict[str, Path], rounds: int, batches: tuple[int, ...]) -> None:
     binary = os.environ.get("LLAMA_SERVER")
     others = ["Llama", "Llama fa", *(["llama-server"] if binary else [])]
     print(f"tokens/s, {N_TOKENS} tokens each, {CORES} cores, medians of {rounds}; fa: flash_attn=True")
@@ -161,7 +174,7 @@ def throughput(files: dict[str, Path], rounds: int) -> None:
             if binary:
                 url = loaded.enter_context(serve(binary, path, max(BATCHES), N_CTX, CORES))
                 ways["llama-server"] = loaded.enter_context(asker(url, N_TOKENS))
-            for requests in BATCHES:
+            for requests in batches:
                 with ours(path, requests) as our_way:
                     median = speeds({"ours": our_way, **ways}, prompts, requests, rounds)
                 figures = "".join(f"{median[way]:14.1f}" for way in ["ours", *others])
@@ -229,7 +242,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = make_variants(Path(folder), ("Q4_0", "Q8_0"))
         files = {name: made[name] for name in sys.argv[2:] or made}
-        throughput(files, rounds)
+        throughput(files, rounds, BATCHES)
+        print("\nbeside one busy process:")
+        with busy_process():
+            throughput(files, rounds, BATCHES_ON_BUSY_MACHINE)
         rewriting(files, rounds)
         shared_prefix(files, rounds)
 
