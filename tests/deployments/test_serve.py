@@ -7,11 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -21,6 +24,48 @@ from llm_core.settings import Settings
 from tests.conftest import REPOSITORY, Project
 from tests.deployments.conftest import MODELS, PIPELINES
 from tests.deployments.served import Served, free_port
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A `serve` that was killed together with the process of its run."""
+
+    served: Served
+    run_id: str
+    left: list[psutil.Process]
+    """Which of its processes outlived it, but for the Prefect server: the next `serve` uses that."""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Iterator[Killed]:
+    project = Project.make(tmp_path_factory.mktemp("killed"))
+    project.models(MODELS)
+    project.pipeline(PIPELINES)
+    project.link_model(smollm, "small.gguf")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GGUF_FLOW_CACHE_DIR", str(project.path / "cache"))
+        served = Served(project, free_port())
+        below: list[psutil.Process] = []
+        try:
+            served.wait_for(lambda: "serving batch/batch" in served.said)
+            run_id = begin_final(served)
+            below = psutil.Process(served.process.pid).children(recursive=True)
+            server = next(p for p in below if "prefect" in p.cmdline() and "server" in p.cmdline())
+            models_and_run = [process for process in below if process != server]
+            flow_process = served.flow_process(run_id)
+            served.process.kill()
+            flow_process.kill()
+            served.process.wait()
+            yield Killed(served, run_id, psutil.wait_procs(models_and_run, timeout=15)[1])
+        finally:
+            served.process.kill()
+            for process in below:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+def test_serve_that_is_killed_takes_its_models_along(killed: Killed) -> None:
+    assert killed.left == []
 
 
 def test_pipelines_that_are_right_are_served_and_the_wrong_one_is_named(served: Served) -> None:
@@ -194,36 +239,6 @@ def test_second_serve_is_one_line(served: Served) -> None:
     assert second.stderr.splitlines()[-1].startswith("gguf-flow: a model host runs already: process ")
 
 
-def test_serve_that_is_killed_takes_its_models_along_and_its_run_shows_as_crashed(
-    project: Project, smollm: Path
-) -> None:
-    project.models(MODELS)
-    project.pipeline(PIPELINES)
-    project.link_model(smollm, "small.gguf")
-    served = Served(project, free_port())
-    below: list[psutil.Process] = []
-    try:
-        served.wait_for(lambda: "serving batch/batch" in served.said)
-        run_id = begin_final(served)
-        below = psutil.Process(served.process.pid).children(recursive=True)
-        server = next(process for process in below if "prefect" in process.cmdline() and "server" in process.cmdline())
-        models_and_run = [process for process in below if process != server]  # the next `serve` uses the server
-        flow_process = served.flow_process(run_id)
-        served.process.kill()
-        flow_process.kill()
-        served.process.wait()
-        assert psutil.wait_procs(models_and_run, timeout=15)[1] == []
-        while (run := served.api.get(f"/flow_runs/{run_id}").json())["state_name"] == "Running":
-            time.sleep(1)
-        assert run["state_name"] == "Crashed"
-        assert run["state"]["message"] == "no sign of life from its process for 90 s"
-    finally:
-        served.process.kill()
-        for process in below:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-
-
 def test_empty_models_folder_blocks_runs_but_not_serving(project: Project) -> None:
     project.models(MODELS)
     project.pipeline(PIPELINES)
@@ -263,3 +278,11 @@ def test_port_of_something_else_is_one_line(project: Project) -> None:
     assert refused.stderr.splitlines()[-1] == (
         f"gguf-flow: port {port} is taken, and by no Prefect server; set PREFECT_SERVER_API_PORT"
     )
+
+
+def test_run_of_a_serve_that_was_killed_shows_as_crashed(killed: Killed) -> None:
+    """Last, since it takes 90 s from the kill on."""
+    while (run := killed.served.api.get(f"/flow_runs/{killed.run_id}").json())["state_name"] == "Running":
+        time.sleep(1)
+    assert run["state_name"] == "Crashed"
+    assert run["state"]["message"] == "no sign of life from its process for 90 s"
