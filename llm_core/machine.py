@@ -102,9 +102,16 @@ def allowed_cpus() -> int:
 
 
 def cpu_time_s() -> float:
-    """What all processes have used of them since boot; niced ones are not counted, as they give way."""
+    """What all processes have used of them since boot; niced ones are not counted, as they give way.
+
+    0.0 where the system does not tell (Android, some containers).
+    """
     allowed = _affinity()
-    return sum(times.user + times.system for cpu, times in enumerate(psutil.cpu_times(percpu=True)) if cpu in allowed)
+    try:
+        cpus = psutil.cpu_times(percpu=True)
+    except OSError:
+        return 0.0
+    return sum(times.user + times.system for cpu, times in enumerate(cpus) if cpu in allowed)
 
 
 def _affinity() -> set[int]:

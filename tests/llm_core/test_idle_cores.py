@@ -69,6 +69,16 @@ def test_what_others_did_before_a_restart_does_not_count() -> None:
     assert cores.count() == 3
 
 
+def test_all_are_idle_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cpu_times(percpu: bool) -> None:
+        raise PermissionError("/proc/stat")
+
+    monkeypatch.setattr("psutil.cpu_times", cpu_times)
+    cores = IdleCores()
+    time.sleep(WINDOW_S)
+    assert cores.count() == allowed_cpus()
+
+
 def test_a_real_busy_process_takes_a_core() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
