@@ -40,6 +40,7 @@ class Served:
             "PREFECT_HOME": str(project.path / "prefect"),
             "PREFECT_SERVER_API_PORT": str(port),
             "GGUF_FLOW_HOST_PORT": "0",
+            "GGUF_FLOW_CACHE_DIR": str(project.path / "cache"),
         }
         environment.pop("PREFECT_API_URL", None)
         with self.log.open("w") as log:

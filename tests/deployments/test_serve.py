@@ -42,26 +42,24 @@ def killed(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Iterator[K
     project.models(MODELS)
     project.pipeline(PIPELINES)
     project.link_model(smollm, "small.gguf")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("GGUF_FLOW_CACHE_DIR", str(project.path / "cache"))
-        served = Served(project, free_port())
-        below: list[psutil.Process] = []
-        try:
-            served.wait_for(lambda: "serving batch/batch" in served.said)
-            run_id = begin_final(served)
-            below = psutil.Process(served.process.pid).children(recursive=True)
-            server = next(p for p in below if "prefect" in p.cmdline() and "server" in p.cmdline())
-            models_and_run = [process for process in below if process != server]
-            flow_process = served.flow_process(run_id)
-            served.process.kill()
-            flow_process.kill()
-            served.process.wait()
-            yield Killed(served, run_id, psutil.wait_procs(models_and_run, timeout=15)[1])
-        finally:
-            served.process.kill()
-            for process in below:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+    served = Served(project, free_port())
+    below: list[psutil.Process] = []
+    try:
+        served.wait_for(lambda: "serving batch/batch" in served.said)
+        run_id = begin_final(served)
+        below = psutil.Process(served.process.pid).children(recursive=True)
+        server = next(p for p in below if "prefect" in p.cmdline() and "server" in p.cmdline())
+        models_and_run = [process for process in below if process != server]
+        flow_process = served.flow_process(run_id)
+        served.process.kill()
+        flow_process.kill()
+        served.process.wait()
+        yield Killed(served, run_id, psutil.wait_procs(models_and_run, timeout=15)[1])
+    finally:
+        served.process.kill()
+        for process in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def test_serve_that_is_killed_takes_its_models_along(killed: Killed) -> None:
@@ -227,13 +225,19 @@ def test_run_whose_process_is_killed_shows_as_crashed(served: Served) -> None:
 
 
 def test_second_serve_is_one_line(served: Served) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PREFECT_SERVER_API_PORT": str(served.port)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "PREFECT_SERVER_API_PORT": str(served.port),
+        "GGUF_FLOW_CACHE_DIR": str(served.project.path / "cache"),
+    }
     second = subprocess.run(
         [sys.executable, "-m", "deployments", "serve"],
         capture_output=True,
         text=True,
         cwd=served.project.path,
         env=environment,
+        timeout=60,
     )
     assert second.returncode == 2
     assert second.stderr.splitlines()[-1].startswith("gguf-flow: a model host runs already: process ")
