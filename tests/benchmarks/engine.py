@@ -9,7 +9,6 @@ llama-server takes part where the environment variable LLAMA_SERVER names its bi
 import itertools
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from llm_core.worker import ModelWorker
 from tests.benchmarks.llama_server import asker, serve
 from tests.benchmarks.model_files import make_variants
 from tests.benchmarks.rounds import check_same_work, in_turn
+from tests.busy_process import busy_process
 
 N_CTX, N_TOKENS, REWRITTEN_TOKENS = 512, 96, 128
 BATCHES = (1, 4, 8, 16)
@@ -145,17 +145,6 @@ def speeds(
     if turn <= rounds:
         raise SystemExit(f"too many answers ended before {n_tokens} tokens")
     return {name: statistics.median(values) for name, values in measured.items()}
-
-
-@contextmanager
-def busy_process() -> Iterator[None]:
-    """Somebody else's, which takes a core."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def throughput(files: dict[str, Path], rounds: int, batches: tuple[int, ...]) -> None:

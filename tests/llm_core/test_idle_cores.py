@@ -1,7 +1,5 @@
 """What other processes leave is measured; the clocks are stood in for, but for one real busy process."""
 
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
@@ -9,6 +7,7 @@ import pytest
 
 from llm_core.idle_cores import WINDOW_S, IdleCores
 from llm_core.machine import allowed_cpus
+from tests.busy_process import busy_process
 
 
 @dataclass
@@ -80,12 +79,9 @@ def test_all_are_idle_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyP
 
 
 def test_a_real_busy_process_takes_a_core() -> None:
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
-        try:
-            cores = IdleCores()
-            deadline = time.monotonic() + 30
-            while (left := cores.count()) == allowed_cpus() and time.monotonic() < deadline:
-                time.sleep(WINDOW_S)
-        finally:
-            busy.kill()
+    with busy_process():
+        cores = IdleCores()
+        deadline = time.monotonic() + 30
+        while (left := cores.count()) == allowed_cpus() and time.monotonic() < deadline:
+            time.sleep(WINDOW_S)
     assert left < allowed_cpus() or allowed_cpus() == 1
