@@ -125,8 +125,10 @@ class Crowded:
 
     def __init__(self, *counts: int) -> None:
         self._counts = itertools.cycle(counts)
+        self.restarts = 0
 
-    def restart(self) -> None: ...
+    def restart(self) -> None:
+        self.restarts += 1
 
     def count(self) -> int:
         return next(self._counts)
@@ -146,6 +148,20 @@ def test_threads_are_no_more_than_there_are_idle_cores(smollm: Path, monkeypatch
     engine.submit(0, request(PROMPTS[0], max_tokens=6, deterministic=False, prompt_lookup=False))
     work_off(engine)
     assert used == [2, 2, 1, 2, 2, 1]
+
+
+def test_what_others_do_while_it_has_nothing_to_do_or_is_paused_is_not_counted(
+    smollm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, idle = make_engine(smollm, 512, 1), Crowded(2)
+    monkeypatch.setattr(engine, "_idle_cores", idle)
+    for id in range(2):
+        engine.submit(id, request(PROMPTS[id], max_tokens=6))
+        work_off(engine)
+        assert idle.restarts == id + 1, "once for each, as it begins"
+    engine.threads = 0
+    engine.threads = 2
+    assert idle.restarts == 4
 
 
 def test_answer_decoded_alone_keeps_its_threads_once_they_decide_how_it_rounds(
