@@ -38,17 +38,20 @@ pipelines:
 """
 
 
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Iterator[Served]:
-    project = Project.make(tmp_path_factory.mktemp("serve"))
+def serve_pipelines(folder: Path, smollm: Path) -> Served:
+    """A `serve` of `PIPELINES` in an empty folder, just started."""
+    project = Project.make(folder)
     project.models(MODELS)
     project.pipeline(PIPELINES)
     project.link_model(smollm, "small.gguf")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("GGUF_FLOW_CACHE_DIR", str(project.path / "cache"))
-        served = Served(project, free_port())
-        served.wait_for(lambda: "serving batch/batch" in served.said)
-        yield served
-        assert served.stop(signal.SIGINT) == []
-        assert served.process.returncode == 0
-        assert read_address(project.path / "cache") is None
+    return Served(project, free_port())
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Iterator[Served]:
+    served = serve_pipelines(tmp_path_factory.mktemp("serve"), smollm)
+    served.wait_for(lambda: "serving batch/batch" in served.said)
+    yield served
+    assert served.stop(signal.SIGINT) == []
+    assert served.process.returncode == 0
+    assert read_address(served.project.path / "cache") is None

@@ -34,7 +34,7 @@ class Served:
     def __init__(self, project: Project, port: int) -> None:
         self.project, self.port = project, port
         self.log = project.path / "serve.log"
-        environment = {
+        self.environment = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
             "PREFECT_HOME": str(project.path / "prefect"),
@@ -42,10 +42,10 @@ class Served:
             "GGUF_FLOW_HOST_PORT": "0",
             "GGUF_FLOW_CACHE_DIR": str(project.path / "cache"),
         }
-        environment.pop("PREFECT_API_URL", None)
+        self.environment.pop("PREFECT_API_URL", None)
         with self.log.open("w") as log:
             command = [sys.executable, "-m", "deployments", "serve"]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=project.path, env=environment)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=project.path, env=self.environment)
         self.api = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60, transport=Patient())
 
     @property

@@ -22,8 +22,8 @@ from deployments.serve import read_pipelines
 from llm_core.host_address import read_address
 from llm_core.settings import Settings
 from tests.conftest import REPOSITORY, Project
-from tests.deployments.conftest import MODELS, PIPELINES
-from tests.deployments.served import Served, free_port
+from tests.deployments.conftest import MODELS, PIPELINES, serve_pipelines
+from tests.deployments.served import Served
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,7 @@ class Killed:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Iterator[Killed]:
-    project = Project.make(tmp_path_factory.mktemp("killed"))
-    project.models(MODELS)
-    project.pipeline(PIPELINES)
-    project.link_model(smollm, "small.gguf")
-    served = Served(project, free_port())
+    served = serve_pipelines(tmp_path_factory.mktemp("killed"), smollm)
     below: list[psutil.Process] = []
     try:
         served.wait_for(lambda: "serving batch/batch" in served.said)
@@ -225,18 +221,12 @@ def test_run_whose_process_is_killed_shows_as_crashed(served: Served) -> None:
 
 
 def test_second_serve_is_one_line(served: Served) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "PREFECT_SERVER_API_PORT": str(served.port),
-        "GGUF_FLOW_CACHE_DIR": str(served.project.path / "cache"),
-    }
     second = subprocess.run(
         [sys.executable, "-m", "deployments", "serve"],
         capture_output=True,
         text=True,
         cwd=served.project.path,
-        env=environment,
+        env=served.environment,
         timeout=60,
     )
     assert second.returncode == 2
