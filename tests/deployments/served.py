@@ -11,21 +11,12 @@ from typing import Any
 
 import httpx
 import psutil
+from prefect.client.base import PrefectHttpxSyncClient
 
 from llm_core.host_address import host_token, read_address
 from tests.conftest import REPOSITORY, Project
 
 START_S = 120.0
-
-
-class Patient(httpx.HTTPTransport):
-    """Asks again while the server's database is busy, as Prefect's own client does."""
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        while (response := super().handle_request(request)).status_code == 503:
-            response.close()
-            time.sleep(1)
-        return response
 
 
 class Served:
@@ -46,7 +37,8 @@ class Served:
         with self.log.open("w") as log:
             command = [sys.executable, "-m", "deployments", "serve"]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=project.path, env=self.environment)
-        self.api = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60, transport=Patient())
+        # Asks again where the server's database is busy with another writer (503), and raises on every error.
+        self.api = PrefectHttpxSyncClient(base_url=f"http://127.0.0.1:{port}/api", timeout=60)
 
     @property
     def said(self) -> str:
@@ -72,10 +64,9 @@ class Served:
         return self.ended(self.start(name, **parameters))
 
     def start(self, name: str, **parameters: Any) -> str:
-        deployment = self.api.get(f"/deployments/name/{name}/{name}").raise_for_status().json()
+        deployment = self.api.get(f"/deployments/name/{name}/{name}").json()
         path = f"/deployments/{deployment['id']}/create_flow_run"
-        created = self.api.post(path, json={"parameters": parameters})
-        return str(created.raise_for_status().json()["id"])
+        return str(self.api.post(path, json={"parameters": parameters}).json()["id"])
 
     def ended(self, run_id: str, timeout_s: float = START_S) -> dict[str, Any]:
         def state() -> dict[str, Any] | None:
@@ -90,7 +81,7 @@ class Served:
         return [(task["name"], task["state_name"]) for task in sorted(found, key=lambda task: task["created"])]
 
     def set_state(self, run_id: str, kind: str, name: str) -> None:
-        self.api.post(f"/flow_runs/{run_id}/set_state", json={"state": {"type": kind, "name": name}}).raise_for_status()
+        self.api.post(f"/flow_runs/{run_id}/set_state", json={"state": {"type": kind, "name": name}})
 
     def flow_process(self, run_id: str) -> psutil.Process:
         """The process that a run is in."""

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import pytest
+from prefect.client.base import PrefectHttpxSyncClient
 from prefect.settings import get_current_settings
 
 from tests.conftest import REPOSITORY
@@ -35,7 +35,7 @@ def test_prefect_yaml_deploys_and_a_worker_runs_what_it_says(tmp_path: Path) -> 
 
     prefect("work-pool", "create", "--type", "process", "workstation")
     prefect("--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-    api = httpx.Client(base_url=url, timeout=30)
+    api = PrefectHttpxSyncClient(base_url=url, timeout=30)  # asks again where the database is busy (503)
     made = {(d["name"], d["work_pool_name"]): d for d in api.post("/deployments/filter", json={}).json()}
     names = {name for name, pool in made if pool == "workstation"}
     assert names == {"base", "base-every-morning", "manual", "rerun", "prune", "batch"}
