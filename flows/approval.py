@@ -39,7 +39,7 @@ async def approved_text(stage: StagePlan, text: str) -> str:
     watcher.say(f"{stage.id}: waits to be approved in the Prefect UI")
     described = f"**{stage.id}** answered. Approve it as it is, or edit it; cancel the run to refuse it."
     asked = Approval.with_initial_data(description=described, text=text)
-    key = slugify(stage.id) or "stage"
+    key = f"{stage.number}-{slugify(stage.id)}"  # ids may differ only by what a key cannot hold
     if runtime.deployment.id:
         given = await asuspend_flow_run(wait_for_input=asked, timeout=PATIENCE_S, key=key)
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
 from prefect.flows import Flow
 
@@ -110,11 +111,18 @@ def _session_of_retry(settings: Settings) -> Session | None:
 
 
 def _record_of_retry(settings: Settings) -> SessionRecord | None:
-    """The session of this flow run's earlier try, if it is a retry."""
-    if (runtime.flow_run.run_count or 1) < 2:
+    """The session of this flow run's earlier try, if it is a retry or a suspended run that was resumed."""
+    if not _ran_before():
         return None
     flow_run_id = runtime.flow_run.id
     for record in list_sessions(settings.sessions_folder):
         if isinstance(record, SessionRecord) and record.flow_run_id == flow_run_id:
             return record
     return None
+
+
+def _ran_before() -> bool:
+    """Whether this flow run had a process before; Prefect does not count the one that suspended it."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    return run is not None and (run.run_count > 1 or bool(run.empirical_policy.pause_keys))

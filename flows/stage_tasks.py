@@ -9,6 +9,7 @@ from prefect.futures import PrefectFuture, wait
 from flows.approval import approved_text
 from flows.outcome import StepFuture
 from llm_core.plan import Call, StagePlan
+from llm_core.session_files import load_step
 from llm_core.session_records import StepRecord
 from tasks.aggregate import aggregate
 from tasks.approve import approve
@@ -119,11 +120,21 @@ class StageTasks:
         if self._has(stage, name):
             self._outputs[stage.id] = self._submit_reused(name, stage, {stage.id: answered})
             return
-        text = await approved_text(stage, answer.text)
+        earlier = self._approved_before(name, stage, answer)
+        text = earlier.text if earlier else await approved_text(stage, answer.text)
         task = approve.with_options(name=name, task_run_name=name)
         inputs = {source: self._outputs[source] for source in stage.inputs}
         approved = task.submit(self._run, stage, self._question, answered, text, inputs)  # type: ignore[call-overload]
         self._outputs[stage.id] = self.steps[name] = approved
+
+    def _approved_before(self, name: str, stage: StagePlan, answer: StepRecord) -> StepRecord | None:
+        """What a person made of this very answer in an earlier try of the flow run."""
+        session = self._run.session
+        step_id = f"{stage.number} {name}"
+        if step_id not in session.record.files:
+            return None
+        approval = load_step(session.path.parent, session.record, step_id)
+        return approval if approval.started >= answer.ended else None
 
 
 def _given(stage: StagePlan, members: list[StepFuture]) -> list[Any]:

@@ -33,6 +33,11 @@ pipelines:
       - {id: draft, model: small}
       # Any token is as likely as any other here, so hardly ever the one that ends the answer.
       - {id: final, model: small, generation: {max_tokens: 440, temperature: 5, top_k: 0, top_p: 1, min_p: 0}}
+  reviewed:
+    retries: 0
+    stages:
+      - {id: draft, model: small, approve: true}
+      - {id: final, model: small, generation: {max_tokens: 440, temperature: 5, top_k: 0, top_p: 1, min_p: 0}}
   approved: {stages: [{id: draft, model: small, approve: true}, {id: final, model: small}]}
   wrong: {stages: [{id: a, model: small, aggregatoin: concat}]}
 """

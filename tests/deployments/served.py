@@ -68,9 +68,13 @@ class Served:
         path = f"/deployments/{deployment['id']}/create_flow_run"
         return str(self.api.post(path, json={"parameters": parameters}).json()["id"])
 
+    def state_of(self, run_id: str) -> dict[str, Any]:
+        run: dict[str, Any] = self.api.get(f"/flow_runs/{run_id}").json()
+        return run
+
     def ended(self, run_id: str, timeout_s: float = START_S) -> dict[str, Any]:
         def state() -> dict[str, Any] | None:
-            run: dict[str, Any] = self.api.get(f"/flow_runs/{run_id}").json()
+            run = self.state_of(run_id)
             return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
         return self.wait_for(state, timeout_s)  # type: ignore[no-any-return]
@@ -91,9 +95,16 @@ class Served:
         return found[0]
 
     def session_of(self, run_id: str) -> Path:
-        """The session folder of a run."""
+        """The one session folder of a run."""
         records = self.project.sessions.glob("session_*/session.json")
-        return next(path.parent for path in records if run_id in path.read_text())
+        (folder,) = (path.parent for path in records if run_id in path.read_text())
+        return folder
+
+    def kill_models(self) -> None:
+        address = read_address(self.project.path / "cache")
+        assert address
+        for worker in psutil.Process(address.pid).children():
+            worker.kill()
 
     def decoding(self) -> list[dict[str, Any]]:
         """The models in use."""

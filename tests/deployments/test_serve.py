@@ -185,16 +185,13 @@ def begin_final(served: Served) -> str:
 
 def test_retry_runs_only_what_failed_in_the_same_session(served: Served) -> None:
     run_id = begin_final(served)
-    address = read_address(served.project.path / "cache")
-    assert address
-    for worker in psutil.Process(address.pid).children():
-        worker.kill()
+    served.kill_models()
     failed = served.ended(run_id)
     assert failed["state_type"] == "FAILED"
     assert "step 'final: small' failed" in failed["state"]["message"]
     sessions = {path: path.stat().st_mtime_ns for path in served.project.sessions.glob("session_*/step1.json")}
     served.set_state(run_id, "SCHEDULED", "AwaitingRetry")
-    served.wait_for(lambda: served.api.get(f"/flow_runs/{run_id}").json()["run_count"] == 2)
+    served.wait_for(lambda: served.state_of(run_id)["run_count"] == 2)
     again = served.ended(run_id)
     assert again["state_type"] == "COMPLETED", served.said
     assert served.tasks(run_id)[-4:].count(("draft: small", "Cached")) == 1
@@ -238,10 +235,10 @@ def test_empty_models_folder_blocks_runs_but_not_serving(project: Project) -> No
     project.pipeline(PIPELINES)
     said: list[str] = []
     written = read_pipelines(Settings(), said.append)
-    assert list(written.right) == ["base", "absent", "every-second", "fragile", "approved"]
+    assert list(written.right) == ["base", "absent", "every-second", "fragile", "reviewed", "approved"]
     assert written.wrong == {"wrong"}
     blocked = [line for line in said if " cannot run yet: " in line]
-    assert len(blocked) == 5
+    assert len(blocked) == 6
     assert all("the file is missing" in line and "\n" not in line for line in blocked)
 
 
@@ -276,7 +273,7 @@ def test_port_of_something_else_is_one_line(project: Project) -> None:
 
 def test_run_of_a_serve_that_was_killed_shows_as_crashed(killed: Killed) -> None:
     """Last, since it takes 90 s from the kill on."""
-    while (run := killed.served.api.get(f"/flow_runs/{killed.run_id}").json())["state_name"] == "Running":
+    while (run := killed.served.state_of(killed.run_id))["state_name"] == "Running":
         time.sleep(1)
     assert run["state_name"] == "Crashed"
     assert run["state"]["message"] == "no sign of life from its process for 90 s"

@@ -1,5 +1,6 @@
 """A stage that a person approves, or edits, before the run goes on."""
 
+import asyncio
 import json
 import os
 import pty
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
 from prefect.settings import get_current_settings
 
 from flows.batch import batch
@@ -17,7 +20,7 @@ from llm_core.errors import InputError
 from llm_core.pipeline import load_pipeline
 from llm_core.session_files import load_session
 from llm_core.settings import Settings
-from tasks.run import Silent, progress
+from tasks.run import Progress, Silent, progress
 from tests.conftest import REPOSITORY, Project
 from tests.flows.test_cli import assert_refused, gguf_flow
 
@@ -51,7 +54,7 @@ def waiting(project: Project, smollm: Path) -> Project:
     return project
 
 
-async def run(person: Person) -> PipelineResult:
+async def run(person: Progress) -> PipelineResult:
     progress.set(person)
     return await compile_flow(load_pipeline(Settings().pipeline_file))(question="What is ice?")
 
@@ -80,6 +83,23 @@ async def test_edited_last_stage_is_the_answer_of_the_run(waiting: Project) -> N
     assert result.answer == "Forty-two."
     assert (result.session_path / "final.txt").read_text() == "Forty-two.\n"
     assert load_session(waiting.sessions, result.session_id).status == "completed"
+
+
+async def test_stages_whose_ids_look_alike_are_approved_each_for_itself(waiting: Project) -> None:
+    waiting.pipeline(PIPELINE.replace("{id: final, model: a}", "{id: Draft, model: a, approve: true}"))
+    running = asyncio.create_task(run(Silent()))
+    paused = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Paused"])))
+    async with get_client() as client:
+        for text in ("Steam.", "Snow."):
+            while not (found := await client.read_flow_runs(flow_run_filter=paused)):
+                assert not running.done(), running.result()
+                await asyncio.sleep(0.2)
+            await client.resume_flow_run(found[0].id, run_input={"text": text})
+    result = await running
+    assert {step.id: step.text for step in result.steps if step.kind == "approval"} == {
+        "1 draft: approval": "Steam.",
+        "2 Draft: approval": "Snow.",
+    }
 
 
 async def test_dataset_run_refuses_to_wait_for_a_person(waiting: Project) -> None:
