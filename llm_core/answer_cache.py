@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from llm_core.atomic_write import write_whole
 from llm_core.call_params import LoadParams
 from llm_core.errors import GgufFlowError
 from llm_core.fingerprint import sha256
@@ -109,10 +110,8 @@ class AnswerCache:
         """
         offset, length = lines or (0, None)
         entry = _Entry(session=file.parent.name, file=file.name, offset=offset, length=length)
-        path = self._path(key)
         with suppress(OSError):  # a cache that cannot be written costs time, not the run
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(entry.model_dump_json())
+            write_whole(self._path(key), entry.model_dump_json(), durable=False)
 
     def _path(self, key: str) -> Path:
         return self._sessions / FOLDER / key[:2] / f"{key}.json"

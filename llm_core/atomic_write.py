@@ -9,9 +9,13 @@ from pathlib import Path
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write so that a reader, or a crash, sees the whole file or none of it: temporary file, fsync, rename."""
-    replace_whole(path, (text,))
+def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write so that a reader, or a crash, sees the whole file or none of it: temporary file, fsync, rename.
+
+    Args:
+        durable: without it there is no fsync; the file may be empty after a loss of power.
+    """
+    _replace(path, (text.encode(),), durable)
 
 
 def replace_whole(path: Path, pieces: Iterable[str]) -> None:
@@ -24,14 +28,15 @@ def write_bytes_whole(path: Path, data: bytes) -> None:
     _replace(path, (data,))
 
 
-def _replace(path: Path, pieces: Iterable[bytes]) -> None:
+def _replace(path: Path, pieces: Iterable[bytes], durable: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

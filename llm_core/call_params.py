@@ -23,7 +23,7 @@ class SamplingParams:
     """`None` draws one, which the answer then records."""
     stop: tuple[str, ...] = ()
     logit_bias: tuple[tuple[str, float], ...] = ()
-    """(text, bias): added to the logits of the text's tokens; `BAN` forbids them."""
+    """(text, bias): added to the logits of the text's tokens; `BAN` forbids them. Special tokens have a text too."""
     timeout_s: float | None = None
     """Of the generation itself, waiting for a free sequence not counted."""
     deterministic: bool | None = None

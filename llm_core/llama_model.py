@@ -80,13 +80,13 @@ class LlamaModel:
             )
         return context
 
-    def tokenize(self, prompt: str, *, special: bool = True) -> list[int]:
-        """Tokens of a rendered prompt; special tokens in it are recognised if `special`, none are added."""
+    def tokenize(self, prompt: str) -> list[int]:
+        """Tokens of a rendered prompt; special tokens in it are recognised, none are added."""
         text = prompt.encode()
         room = len(text) + 2
         tokens = (llama_cpp.llama_token * room)()
         # A rendered chat template holds its own BOS; add_special would double it.
-        n = llama_cpp.llama_tokenize(self.vocab, text, len(text), tokens, room, False, special)
+        n = llama_cpp.llama_tokenize(self.vocab, text, len(text), tokens, room, False, True)
         if n < 0:
             raise ValueError(f"the prompt of {len(text)} bytes cannot be tokenized")
         return list(tokens[:n])

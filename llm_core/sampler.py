@@ -64,7 +64,7 @@ def _chain(sampling: SamplingParams, seed: int, llama: LlamaModel) -> object:
 
 
 def _bias(sampling: SamplingParams, llama: LlamaModel) -> object:
-    biases = {token: bias for text, bias in sampling.logit_bias for token in llama.tokenize(text, special=False)}
+    biases = {token: bias for text, bias in sampling.logit_bias for token in llama.tokenize(text)}
     array = (llama_cpp.llama_logit_bias * len(biases))()
     for at, (token, bias) in enumerate(biases.items()):
         array[at].token, array[at].bias = token, -inf if bias <= BAN else bias

@@ -20,6 +20,11 @@ for name in [name for name in os.environ if name.startswith("GGUF_FLOW_")]:
 import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
+ENDLESS = (
+    "temperature: 5, top_k: 0, top_p: 1, min_p: 0, "
+    "logit_bias: {<|im_end|>: -100, <|endoftext|>: -100, <reponame>: -100}"
+)
+"""How SmolLM2 draws an answer that goes on until `max_tokens`, and does not repeat itself."""
 SMOLLM = "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUANTIZATIONS = {"Q8_0": 7, "Q5_0": 8, "Q4_0": 2}  # llama_ftype of llama.h
 

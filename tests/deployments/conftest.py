@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_core.host_address import read_address
-from tests.conftest import Project
+from tests.conftest import ENDLESS, Project
 from tests.deployments.served import Served, free_port
 
 MODELS = """
@@ -31,16 +31,15 @@ pipelines:
     retries: 0
     stages:
       - {id: draft, model: small}
-      # Any token is as likely as any other here, so hardly ever the one that ends the answer.
-      - {id: final, model: small, generation: {max_tokens: 440, temperature: 5, top_k: 0, top_p: 1, min_p: 0}}
+      - {id: final, model: small, generation: {max_tokens: 440, ENDLESS}}
   reviewed:
     retries: 0
     stages:
       - {id: draft, model: small, approve: true}
-      - {id: final, model: small, generation: {max_tokens: 440, temperature: 5, top_k: 0, top_p: 1, min_p: 0}}
+      - {id: final, model: small, generation: {max_tokens: 440, ENDLESS}}
   approved: {stages: [{id: draft, model: small, approve: true}, {id: final, model: small}]}
   wrong: {stages: [{id: a, model: small, aggregatoin: concat}]}
-"""
+""".replace("ENDLESS", ENDLESS)
 
 
 def serve_pipelines(folder: Path, smollm: Path) -> Served:

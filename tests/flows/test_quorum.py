@@ -22,7 +22,7 @@ from llm_core.plan import Call, StagePlan
 from llm_core.session_files import load_session
 from llm_core.settings import Settings
 from tasks.quorum import Quorum
-from tests.conftest import Project
+from tests.conftest import ENDLESS, Project
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 MODELS = """
@@ -83,8 +83,7 @@ async def test_too_few_answers_fail_the_stage_and_those_that_came_are_kept(panel
 
 
 async def test_member_that_takes_too_long_is_none_of_the_quorum(panel: Project) -> None:
-    """Any token is as likely as any other, so that one which ends the answer hardly ever comes."""
-    endless = "{model: b, generation: {n_ctx: 4096, max_tokens: 4000, temperature: 5, top_k: 0, top_p: 1, min_p: 0}}"
+    endless = f"{{model: b, generation: {{n_ctx: 4096, max_tokens: 4000, {ENDLESS}}}}}"
     limited = "quorum: 1, member_timeout_s: 4, retries: 0"
     panel.pipeline(PIPELINE.replace("b, short", endless).replace("quorum: 2", limited))
     (note,) = (await run()).degraded
@@ -131,7 +130,7 @@ async def test_others_are_waited_for_no_longer_than_the_stage_says(panel: Projec
 
 
 async def test_answer_under_way_is_ended_when_nobody_waits_for_it(panel: Project) -> None:
-    endless = "{model: b, generation: {n_ctx: 4096, max_tokens: 4000, temperature: 5, top_k: 0, top_p: 1, min_p: 0}}"
+    endless = f"{{model: b, generation: {{n_ctx: 4096, max_tokens: 4000, {ENDLESS}}}}}"
     panel.pipeline(PIPELINE.replace("b, short], quorum: 2", f"{endless}], quorum: 1, quorum_wait_s: 0"))
     (note,) = (await run()).degraded
     assert note.endswith("b: not waited for: 1 answered, and quorum_wait_s (0) is over")

@@ -146,7 +146,8 @@ async def test_schema_holds_on_our_host_as_it_does_here(
         f'models: {{hosted: {{provider: {{type: openai_compatible, base_url: "{host["url"]}", '
         "api_key_env: HOST_TOKEN_ELSEWHERE}}}"
     )
-    schema = "{type: object, properties: {city: {type: string, maxLength: 20}}, required: [city]}"
+    city = "properties: {city: {type: string, maxLength: 20}}, required: [city]"
+    schema = f"{{type: object, {city}, additionalProperties: false}}"
     one_stage(project, f"{{id: a, model: hosted, response_schema: {schema}}}")
     (step,) = (await run("Which city is the capital of France? Answer as JSON.")).steps
     assert list(step.parsed) == ["city"]

@@ -1,5 +1,6 @@
 """Which calls are the same, and what becomes of entries whose answer has gone."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -163,6 +164,20 @@ def test_damaged_or_tricky_entry_finds_nothing(
     path.write_text(entry)
     assert answers.find(KEY) is None
     assert not path.exists()
+
+
+def test_answer_is_found_while_another_run_takes_it_over(answers: AnswerCache, session: Session) -> None:
+    session.add(step("So."), "step1.json")
+    answers.keep(KEY, session.path / "step1.json")
+
+    def take_over() -> None:
+        for _ in range(300):
+            answers.keep(KEY, session.path / "step1.json")
+
+    with ThreadPoolExecutor(1) as other:
+        taking = other.submit(take_over)
+        while not taking.done():
+            assert answers.find(KEY)
 
 
 def test_entries_that_cannot_be_written_cost_no_run(answers: AnswerCache, session: Session) -> None:

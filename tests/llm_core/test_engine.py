@@ -240,6 +240,17 @@ def test_logit_bias_forbids_and_forces_tokens(engine: Engine) -> None:
     assert found[3].text == "no no no"
 
 
+def test_logit_bias_forbids_special_tokens_too(engine: Engine) -> None:
+    """Those that end an answer of this model."""
+    ends = ("<|im_end|>", "<|endoftext|>", "<reponame>")
+    question, system = "What is the capital of France?", "Be brief."
+    engine.submit(1, request(question, system, max_tokens=60))
+    engine.submit(2, request(question, system, max_tokens=60, logit_bias=tuple((end, -100.0) for end in ends)))
+    found = results(work_off(engine))
+    assert found[1].finish_reason == "stop"
+    assert (found[2].finish_reason, found[2].completion_tokens) == ("length", 60)
+
+
 def test_prompts_longer_than_a_decode_call_are_prefilled_beside_running_answers(smollm: Path) -> None:
     engine = make_engine(smollm, 1536, 2)
     engine.submit(1, request("Write a long story.", max_tokens=40, deterministic=False))
