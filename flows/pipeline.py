@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
 from prefect.flows import Flow
 
@@ -15,15 +14,14 @@ from flows.outcome import conclude, refused
 from flows.planned import Planned, plan_run
 from flows.resources import ended_by, name_run, run_resources
 from flows.result import PipelineResult
+from flows.retry import earlier_try, open_session
 from flows.stage_tasks import StageTasks
 from llm_core.errors import InsufficientMemory
 from llm_core.pipeline import PipelineSpec
 from llm_core.prompts import check_question
-from llm_core.run_images import check_images, load_images
-from llm_core.session import Session
-from llm_core.session_files import list_sessions
+from llm_core.run_images import check_images, load_images, needed_images
 from llm_core.session_images import Images
-from llm_core.session_records import Branch, SessionRecord
+from llm_core.session_records import Branch
 from llm_core.settings import Settings
 
 
@@ -60,7 +58,8 @@ async def execute(
     check_question(question)
     planned = plan_run(spec, settings, source)
     check_images(spec, images, settings.image_sources)
-    if _record_of_retry(settings):  # its session has them
+    earlier = earlier_try(settings)
+    if earlier and earlier.images.keys() >= set(needed_images(planned.plan, images)):  # its session has them
         return await run_planned(planned, question, settings)
     loaded = await asyncio.to_thread(load_images, planned.plan, images, settings.image_sources)
     return await run_planned(planned, question, settings, images=loaded)
@@ -76,16 +75,7 @@ async def run_planned(
     """
     async with run_resources(planned, settings) as held:
         plan = held.plan
-        session = _session_of_retry(settings) or Session.create(
-            settings.sessions_folder,
-            pipeline=plan.pipeline,
-            question=question,
-            execution_mode=plan.execution_mode,
-            snapshot=held.snapshot,
-            flow_run_id=runtime.flow_run.id,
-            branch=branch,
-            images=images,
-        )
+        session = open_session(held, question, settings, branch, images)
         try:
             naming = asyncio.create_task(name_run(f"{plan.pipeline} {session.record.id}"))
             if isinstance(held.residency, InsufficientMemory):
@@ -101,28 +91,3 @@ async def run_planned(
         except BaseException as error:
             session.fail(f"{type(error).__name__}: {error}", ended_by(error))
             raise
-
-
-def _session_of_retry(settings: Settings) -> Session | None:
-    record = _record_of_retry(settings)
-    if record is None:
-        return None
-    return Session.reopen(settings.sessions_folder, record.id, flow_run_id=runtime.flow_run.id)
-
-
-def _record_of_retry(settings: Settings) -> SessionRecord | None:
-    """The session of this flow run's earlier try, if it is a retry or a suspended run that was resumed."""
-    if not _ran_before():
-        return None
-    flow_run_id = runtime.flow_run.id
-    for record in list_sessions(settings.sessions_folder):
-        if isinstance(record, SessionRecord) and record.flow_run_id == flow_run_id:
-            return record
-    return None
-
-
-def _ran_before() -> bool:
-    """Whether this flow run had a process before; Prefect does not count the one that suspended it."""
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    return run is not None and (run.run_count > 1 or bool(run.empirical_policy.pause_keys))

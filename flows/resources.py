@@ -74,7 +74,7 @@ async def run_resources(planned: Planned, settings: Settings, at_once: int = 1) 
         held.callback(remote.close)
         # Loading, closing and waiting block; none of it on the event loop, which answers to cancellation.
         mode, needs_memory = planned.plan.execution_mode, any(call.load for call in planned.running.every_call)
-        pooled = run_pool(mode, settings, estimates, _say, needs_memory=needs_memory)
+        pooled = run_pool(mode, settings, estimates, say, needs_memory=needs_memory)
         pool = await held.enter_async_context(held_in_own_thread(pooled))
         residency = await asyncio.to_thread(_residency, planned.running, pool, estimates, at_once)
         snapshot = await asyncio.to_thread(config_snapshot, planned, residency, settings)
@@ -108,6 +108,7 @@ def ended_by(error: BaseException) -> Literal["failed", "cancelled"]:
     return "failed" if isinstance(error, Exception) else "cancelled"
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell who watches the run, here and in the UI."""
     get_run_logger().warning(line)
     progress.get().say(line)

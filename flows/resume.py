@@ -13,6 +13,7 @@ from llm_core.run_images import check_images, looks_at_question
 from llm_core.session_files import list_sessions
 from llm_core.session_records import SessionRecord
 from llm_core.settings import Settings
+from llm_core.snapshot import read_snapshot
 
 
 def refuse_approval(spec: PipelineSpec) -> None:
@@ -84,11 +85,7 @@ def find_unfinished(
     assert record.dataset
     if output and output.absolute() != record.dataset.output:
         raise SessionError(f"{record.id} writes to {record.dataset.output or 'its own folder'}, not to {output}")
-    path = settings.sessions_folder / record.id / "config_snapshot.json"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SessionError(f"{path}: damaged: {error}") from None
+    before = read_snapshot(settings.sessions_folder, record.id)
     now = json.loads(json.dumps(snapshot, default=str))
     if before["pipeline"] != now["pipeline"]:
         raise SessionError(f"pipeline '{spec.name}' was edited since {record.id} began; start anew without --resume")

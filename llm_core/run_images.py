@@ -1,6 +1,6 @@
 """What the stages of a run look at: the question's own images, and those that the pipeline names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from llm_core.errors import InputError
 from llm_core.image_sources import ImageSources
@@ -28,17 +28,22 @@ def looks_at_question(spec: PipelineSpec) -> bool:
     return any(QUESTION in (stage.images or ()) for stage in spec.stages)
 
 
-def load_images(plan: Plan, of_question: Iterable[str], sources: ImageSources) -> dict[str, tuple[Image, ...]]:
+def load_images(plan: Plan, of_question: Sequence[str], sources: ImageSources) -> dict[str, tuple[Image, ...]]:
     """All that `plan`'s stages look at, by what they call it.
 
     Raises:
         InputError: one of them may not be read, cannot be, or is no image.
     """
-    images = {QUESTION: tuple(map(sources.load, of_question))}
-    for name in dict.fromkeys(name for stage in plan.stages for name in stage.images):
-        if name != QUESTION:
-            images[name] = (sources.load(name),)
-    return {name: seen for name, seen in images.items() if seen}
+    return {
+        name: tuple(map(sources.load, of_question if name == QUESTION else (name,)))
+        for name in needed_images(plan, of_question)
+    }
+
+
+def needed_images(plan: Plan, of_question: Sequence[str]) -> tuple[str, ...]:
+    """What `plan`'s stages look at, by what they call it; the question's images only where it has some."""
+    named = dict.fromkeys(name for stage in plan.stages for name in stage.images if name != QUESTION)
+    return (QUESTION, *named) if of_question else tuple(named)
 
 
 def images_of(stage: StagePlan, images: Images) -> tuple[Image, ...]:

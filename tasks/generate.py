@@ -24,11 +24,14 @@ from tasks.watched import Watched
 
 
 def once_a_run(context: TaskRunContext, parameters: dict[str, Any]) -> str:
-    """A step that has finished is not run again when its flow run is retried; equal samples have names of their own.
+    """A step that has finished is not run again when its flow run is retried with the same session; equal samples have
+    names of their own.
 
     Prefect makes a file name of it, so a step's name, which may hold anything, stands as its hash.
     """
-    return f"{context.task_run.flow_run_id}-{hashlib.sha256(context.task.name.encode()).hexdigest()}"
+    run: Run = parameters["run"]
+    name = hashlib.sha256(context.task.name.encode()).hexdigest()
+    return f"{context.task_run.flow_run_id}-{run.session.record.id}-{name}"
 
 
 @task(cache_key_fn=once_a_run, persist_result=True, retry_condition_fn=worth_a_retry)

@@ -96,9 +96,12 @@ class Served:
 
     def session_of(self, run_id: str) -> Path:
         """The one session folder of a run."""
-        records = self.project.sessions.glob("session_*/session.json")
-        (folder,) = (path.parent for path in records if run_id in path.read_text())
+        (folder,) = self.sessions_of(run_id)
         return folder
+
+    def sessions_of(self, run_id: str) -> list[Path]:
+        records = self.project.sessions.glob("session_*/session.json")
+        return [path.parent for path in records if f'"flow_run_id": "{run_id}"' in path.read_text()]
 
     def kill_models(self) -> None:
         address = read_address(self.project.path / "cache")

@@ -1,6 +1,7 @@
 """`gguf-flow serve` as a real process: a real Prefect server, a real model host, real runs."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -196,6 +197,33 @@ def test_retry_runs_only_what_failed_in_the_same_session(served: Served) -> None
     assert again["state_type"] == "COMPLETED", served.said
     assert served.tasks(run_id)[-4:].count(("draft: small", "Cached")) == 1
     assert {p: p.stat().st_mtime_ns for p in served.project.sessions.glob("session_*/step1.json")} == sessions
+
+
+def test_retry_after_an_edit_is_a_session_of_its_own_with_what_was_not_edited(served: Served) -> None:
+    run_id = begin_final(served)
+    served.kill_models()
+    assert served.ended(run_id)["state_type"] == "FAILED"
+    first = served.session_of(run_id)
+    n_said = served.said.count("pipeline.yaml changed")
+    served.project.pipeline(PIPELINES.replace("max_tokens: 440", "max_tokens: 9"))
+    try:
+        served.wait_for(lambda: served.said.count("pipeline.yaml changed") > n_said)
+        served.set_state(run_id, "SCHEDULED", "AwaitingRetry")
+        served.wait_for(lambda: served.state_of(run_id)["run_count"] == 2)
+        assert served.ended(run_id)["state_type"] == "COMPLETED", served.said
+    finally:
+        served.project.pipeline(PIPELINES)
+    (second,) = (folder for folder in served.sessions_of(run_id) if folder != first)
+    record = json.loads((second / "session.json").read_text())
+    assert (record["parent"], record["from_stage"], record["changed"]) == (
+        first.name,
+        "final",
+        ["edited before a retry"],
+    )
+    assert (second / "step1.json").read_bytes() == (first / "step1.json").read_bytes()
+    assert json.loads((second / "step2.json").read_text())["parameters"]["max_tokens"] == 9
+    assert json.loads((first / "session.json").read_text())["status"] == "failed"
+    assert not (first / "step2.json").exists()
 
 
 def test_cancelled_run_ends_within_five_seconds_and_decodes_no_more(served: Served) -> None:

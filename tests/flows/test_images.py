@@ -130,7 +130,8 @@ async def test_retried_run_sees_what_its_first_try_saw(finished: Project, monkey
             await ask("once", images=["cat.png"])
     (finished.path / "cat.png").unlink()
     record = load_session(finished.sessions, "session_002")
-    monkeypatch.setattr("flows.pipeline._record_of_retry", lambda settings: record)  # as the UI's button makes it
+    for module in ("flows.pipeline", "flows.retry"):
+        monkeypatch.setattr(f"{module}.earlier_try", lambda settings: record)  # as the UI's button makes it
     result = await ask("once", images=["cat.png"])
     assert result.session_id == "session_002"
     assert answers(finished, "session_002")["look"] == answers(finished)["look"]
