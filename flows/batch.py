@@ -10,10 +10,9 @@ from prefect import flow, runtime
 from prefect.artifacts import acreate_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.futures import wait
-from prefect.states import Failed
 from pydantic import BaseModel
 
-from flows.outcome import StepFuture, failure_of, refused
+from flows.outcome import StepFuture, failed, failure_of, refused
 from flows.planned import plan_run
 from flows.resources import Resources, ended_by, name_run, run_resources
 from flows.result import PipelineFailed
@@ -94,6 +93,8 @@ async def batch(
             if isinstance(held.residency, InsufficientMemory):
                 return await refused(session, held.residency)
             return await _go_through(held, session, items, settings)
+        except PipelineFailed:  # its session knows already
+            raise
         except BaseException as error:
             session.fail(f"{type(error).__name__}: {error}", ended_by(error))
             raise
@@ -206,7 +207,7 @@ def _failed(session: Session, futures: dict[str, StepFuture], unfinished: list[s
     if name:
         failure = failure_of(name, futures[name], session.path)
     session.fail(str(failure))
-    return Failed(message=str(failure), data=failure)
+    return failed(failure)
 
 
 async def _steps_artifact(plan: Plan, summaries: list[StepSummary], n_loads: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Failed
 
@@ -30,7 +31,7 @@ async def refused(session: Session, refusal: InsufficientMemory) -> State[Any]:
     await asyncio.to_thread(wait, [future])
     failure = failure_of("preflight", future, session.path)
     session.fail(str(failure))
-    return Failed(message=str(failure), data=failure)
+    return failed(failure)
 
 
 async def conclude(
@@ -60,7 +61,7 @@ async def conclude(
         await asyncio.gather(*artifacts)
         failure = failure or PipelineFailed("a step did not finish", session.path, None)
         session.fail(str(failure), tokens_per_s=tokens_per_s)
-        return Failed(message=str(failure), data=failure)
+        return failed(failure)
     answer = [step for step in records if step.stage == plan.final][-1].text
     session.complete(answer, tokens_per_s)
     await asyncio.gather(_answer_artifact(plan, session.record, answer), *artifacts)
@@ -73,6 +74,18 @@ async def conclude(
         steps=records,
         degraded=session.record.degraded,
     )
+
+
+def failed(failure: PipelineFailed) -> State[Any]:
+    """The end of a flow that has failed.
+
+    Raises:
+        PipelineFailed: in place of the state, where the flow has retries: Prefect begins them for what is raised alone.
+    """
+    context = FlowRunContext.get()
+    if context and context.flow and context.flow.retries:
+        raise failure
+    return Failed(message=str(failure), data=failure)
 
 
 def failure_of(name: str, future: StepFuture, session_path: Path) -> PipelineFailed:

@@ -13,7 +13,7 @@ from prefect.flows import Flow
 from flows.outcome import conclude, refused
 from flows.planned import Planned, plan_run
 from flows.resources import ended_by, name_run, run_resources
-from flows.result import PipelineResult
+from flows.result import PipelineFailed, PipelineResult
 from flows.retry import earlier_try, open_session
 from flows.stage_tasks import StageTasks
 from llm_core.errors import InsufficientMemory
@@ -87,6 +87,8 @@ async def run_planned(
             return await conclude(plan, held.pool, session, tasks.steps, tasks.may_fail)
         except Pause:
             session.suspend()
+            raise
+        except PipelineFailed:  # its session knows already
             raise
         except BaseException as error:
             session.fail(f"{type(error).__name__}: {error}", ended_by(error))
