@@ -56,6 +56,9 @@ def run(
     make_plan(spec, load_registry(settings), source=settings.pipeline_file)
     images = [source if is_url(source) else str(Path(source).absolute()) for source in image or []]
     check_images(spec, images, settings.image_sources)
+    for source in images:
+        if not is_url(source):
+            settings.image_sources.load(source)  # an error before seconds go by, in which Prefect starts
     check_writable(settings.sessions_folder)
     return run_question(spec, text, images, settings, as_json=json, stderr=stderr)
 

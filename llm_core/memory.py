@@ -130,7 +130,8 @@ class MemoryEstimates:
 
     def _estimate_file(self, load: LoadParams) -> Path:
         projector = _fingerprint(Path(load.mmproj)) if load.mmproj else None
-        return self._folder / f"{_fingerprint(Path(load.path), asdict(load), projector, llama_cpp_version())}.json"
+        how = asdict(replace(load, path="", mmproj=None))  # whatever links lead to the files
+        return self._folder / f"{_fingerprint(Path(load.path), how, projector, llama_cpp_version())}.json"
 
     def _measured_file(self, path: Path) -> Path:
         return self._folder / f"{_fingerprint(path)}.measured.json"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import get_current_settings
 from pytest_httpserver import HTTPServer
 
 from flows.batch import batch
@@ -241,9 +242,10 @@ async def test_models_table_says_who_sees(finished: Project) -> None:
 
 
 async def test_command_line_takes_images_from_the_current_folder(finished: Project) -> None:
+    url = str(get_current_settings().api.url)
     (finished.path / "deep").mkdir()
     shutil.move(finished.path / "cat.png", finished.path / "deep" / "my cat.png")
-    found = gguf_flow("run", "What is it?", "-p", "once", "--image", "deep/my cat.png")
+    found = gguf_flow("run", "What is it?", "-p", "once", "--image", "deep/my cat.png", PREFECT_API_URL=url)
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == answers(finished)["look"].split(" ", 1)[1]
     (image,) = load_steps(finished.sessions, load_session(finished.sessions, "session_002"))[0].images

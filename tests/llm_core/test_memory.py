@@ -97,13 +97,17 @@ def test_projector_that_a_dry_run_refuses_is_reckoned_by_its_file(smollm: Path, 
     assert need.ram_bytes - without.ram_bytes == IMAGE_BYTES
 
 
-def test_estimate_is_asked_once_and_read_afterwards(
+def test_estimate_is_asked_once_and_read_afterwards_whatever_link_leads_to_the_file(
     smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = LoadParams(str(smollm), 512)
     first = MemoryEstimates(tmp_path).need(load)
     monkeypatch.setattr(memory, "_dry_run", lambda load: pytest.fail("a second dry run"))
     assert MemoryEstimates(tmp_path).need(load) == first
+    (tmp_path / "link.gguf").symlink_to(smollm)
+    assert MemoryEstimates(tmp_path).need(LoadParams(str(tmp_path / "link.gguf"), 512)) == first
+    with pytest.raises(pytest.fail.Exception):
+        MemoryEstimates(tmp_path).need(LoadParams(str(smollm), 1024))
 
 
 def test_damaged_cache_entry_is_made_anew(smollm: Path, tmp_path: Path) -> None:
