@@ -1,6 +1,5 @@
 """Which run over a dataset `resume` goes on with, and whether it still can."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from llm_core.run_images import check_images, looks_at_question
 from llm_core.session_files import list_sessions
 from llm_core.session_records import SessionRecord
 from llm_core.settings import Settings
-from llm_core.snapshot import read_snapshot
+from llm_core.snapshot import as_saved, file_digests, read_snapshot
 
 
 def refuse_approval(spec: PipelineSpec) -> None:
@@ -86,12 +85,12 @@ def find_unfinished(
     if output and output.absolute() != record.dataset.output:
         raise SessionError(f"{record.id} writes to {record.dataset.output or 'its own folder'}, not to {output}")
     before = read_snapshot(settings.sessions_folder, record.id)
-    now = json.loads(json.dumps(snapshot, default=str))
+    now = as_saved(snapshot)
     if before["pipeline"] != now["pipeline"]:
         raise SessionError(f"pipeline '{spec.name}' was edited since {record.id} began; start anew without --resume")
     for name, model in now["models"].items():
         then = before["models"].get(name, {})
         # A remote model has no file; it is what models.yaml says of it.
-        if then.get("sha256") != model.get("sha256") or ("sha256" not in model and then != model):
+        if file_digests(then) != file_digests(model) or ("sha256" not in model and then != model):
             raise SessionError(f"model '{name}' has changed since {record.id} began; start anew without --resume")
     return record

@@ -1,7 +1,5 @@
 """Which session a run writes to: a new one, or that of its earlier try."""
 
-from typing import Any
-
 from prefect import runtime
 from prefect.context import FlowRunContext
 
@@ -32,7 +30,7 @@ def open_session(
         branch = retry_branch(folder, earlier, held.plan, held.snapshot["models"])
         if branch is None:
             return Session.reopen(folder, earlier.id, flow_run_id=runtime.flow_run.id)
-        images = images or kept_images(folder / earlier.id, earlier.images)
+        images = kept_images(folder / earlier.id, earlier.images) if images is None else images
     session = Session.create(
         settings.sessions_folder,
         pipeline=held.plan.pipeline,
@@ -64,5 +62,5 @@ def earlier_try(settings: Settings) -> SessionRecord | None:
 def _ran_before() -> bool:
     """Whether this flow run had a process before; Prefect does not count the one that suspended it."""
     context = FlowRunContext.get()
-    run: Any = context and context.flow_run
+    run = context.flow_run if context else None
     return run is not None and (run.run_count > 1 or bool(run.empirical_policy.pause_keys))

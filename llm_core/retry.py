@@ -1,6 +1,5 @@
 """What a retried run takes over from its earlier try, where the pipeline or a model was edited in between."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from llm_core.plan import Plan, StagePlan
 from llm_core.session_files import load_steps
 from llm_core.session_records import Branch, SessionRecord
-from llm_core.snapshot import read_snapshot
+from llm_core.snapshot import as_saved, file_digests, read_snapshot
 
 
 def retry_branch(sessions: Path, earlier: SessionRecord, plan: Plan, models: Mapping[str, Any]) -> Branch | None:
@@ -27,13 +26,15 @@ def retry_branch(sessions: Path, earlier: SessionRecord, plan: Plan, models: Map
     """
     before = read_snapshot(sessions, earlier.id)
     plan_before, models_before = before.get("plan", {}), before.get("models", {})
-    replaced = {name for name, model in models.items() if _files(models_before.get(name, {})) != _files(model)}
-    if plan_before == _as_saved(plan) and not replaced:
+    replaced = {
+        name for name, model in models.items() if file_digests(models_before.get(name, {})) != file_digests(model)
+    }
+    if plan_before == as_saved(asdict(plan)) and not replaced:
         return None
     stages_before = {stage["id"]: stage for stage in plan_before.get("stages", ())}
     same: set[str] = set()
     for stage in plan.stages:
-        is_same = stages_before.get(stage.id) == _as_saved(stage) and not replaced & _models(stage)
+        is_same = stages_before.get(stage.id) == as_saved(asdict(stage)) and not replaced & _models(stage)
         if is_same and same.issuperset(stage.inputs):
             same.add(stage.id)
     steps = [step for step in load_steps(sessions, earlier) if step.stage in same]
@@ -45,14 +46,5 @@ def retry_branch(sessions: Path, earlier: SessionRecord, plan: Plan, models: Map
     )
 
 
-def _as_saved(plan: Plan | StagePlan) -> Any:
-    return json.loads(json.dumps(asdict(plan), default=str))
-
-
 def _models(stage: StagePlan) -> set[str]:
     return {asked.model for call in stage.asked for asked in (call, *call.fallback)}
-
-
-def _files(model: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """SHA-256 of a model's file and of its projector."""
-    return model.get("sha256"), (model.get("mmproj") or {}).get("sha256")

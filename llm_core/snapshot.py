@@ -1,6 +1,7 @@
 """`config_snapshot.json` read again: the pipeline and the models of an earlier run, as they were."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,16 @@ def read_snapshot(folder: Path, session_id: str) -> dict[str, Any]:
         raise SessionError(f"{path}: damaged: not a JSON object")
     check_format(path, content)
     return written
+
+
+def as_saved(snapshot: Any) -> Any:
+    """A snapshot, or a part of it, as it is when it was written and read again."""
+    return json.loads(json.dumps(snapshot, default=str))
+
+
+def file_digests(model: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """SHA-256 of a model's file and of its projector, of what a snapshot says of the model."""
+    return model.get("sha256"), (model.get("mmproj") or {}).get("sha256")
 
 
 def _file(folder: Path, session_id: str) -> Path:
