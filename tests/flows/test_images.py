@@ -253,9 +253,12 @@ async def test_command_line_takes_images_from_the_current_folder(finished: Proje
 
 
 def test_command_line_refuses_what_cannot_be_seen(finished: Project) -> None:
+    no_server = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}  # nor is one looked for before
     assert_refused(gguf_flow("run", "Hi", "-p", "text", "--image", "cat.png"), "no stage of 'text' looks at")
     assert_refused(gguf_flow("run", "Hi", "-p", "once", "--image", "/etc/hostname"), "GGUF_FLOW_IMAGE_FOLDERS")
-    assert_refused(gguf_flow("run", "Hi", "-p", "once", "--image", "no.png"), "image ", "no.png: no such file")
+    assert_refused(
+        gguf_flow("run", "Hi", "-p", "once", "--image", "no.png", **no_server), "image ", "no.png: no such file"
+    )
     (finished.path / "config" / "pipeline.yaml").write_text(
         PIPELINE.replace("model: v, images: q", "model: blind, images: q")
     )

@@ -36,9 +36,7 @@ base_pipeline:
 def two_models(project: Project, variants: dict[str, Path]) -> Project:
     project.link_model(variants["Q4_1"], "a.gguf")
     project.link_model(variants["Q8_0"], "b.gguf")
-    project.models(
-        "defaults: {n_ctx: 512, max_tokens: 6, temperature: 0.5}\nmodels: {a: {file: a.gguf}, b: {file: b.gguf}}"
-    )
+    project.models(MODELS)
     project.pipeline(PIPELINE)
     return project
 
